@@ -1,0 +1,11 @@
+// The extension module: one function for each family adds its ops.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace lec7::bindings {
+
+void bind_activation(pybind11::module_& m);
+void bind_linear(pybind11::module_& m);
+
+}  // namespace lec7::bindings

@@ -1,0 +1,23 @@
+"""lec7: the networks of one machine-learning lecture as a small compiled library.
+
+``lec7.ops`` are plain functions on NumPy arrays (C++ kernels), ``lec7.layers`` compose them into
+networks with backward passes written by hand, ``lec7.models`` are whole networks, and
+``lec7.reference`` is every op again in NumPy, to read.
+"""
+
+from __future__ import annotations
+
+from lec7._cpu import build_info, cache_info, empty_cache, get_num_threads, set_cache_limit, set_num_threads
+from lec7.ops import use_backend
+
+__version__ = build_info()["version"]
+
+__all__ = [
+    "build_info",
+    "cache_info",
+    "empty_cache",
+    "get_num_threads",
+    "set_cache_limit",
+    "set_num_threads",
+    "use_backend",
+]

@@ -1,0 +1,5 @@
+import sys
+
+from lec7.cli import main
+
+sys.exit(main())

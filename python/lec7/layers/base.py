@@ -1,0 +1,166 @@
+"""What every layer is, and the one buffer in which a network's parameters live."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class Layer:
+    """A differentiable function with parameters.
+
+    ``y, cache = layer.forward(x, training=False)`` and ``dx = layer.backward(dy, cache)``. The cache
+    holds all that the backward pass needs, so one layer can be used many times (at many time steps)
+    before its gradients are taken: they are *added* to ``grads``, keyed and shaped like ``params``.
+    ``buffers`` is state that no gradient trains (a dropout's counter) and that a checkpoint keeps.
+
+    A leaf fills ``params`` with ``add_parameter``; a container fills ``children`` and its ``params``,
+    ``grads`` and ``buffers`` are those of its children under dotted names.
+    """
+
+    #: what ``summary`` feeds a network that begins with this layer
+    input_dtype: ClassVar[type[np.generic]] = np.float32
+
+    def __init__(self, children: Mapping[str, Layer] | None = None) -> None:
+        self.children: dict[str, Layer] = dict(children or {})
+        self._params: dict[str, Array] = {}
+        self._grads: dict[str, Array] = {}
+        self._buffers: dict[str, Array] = {}
+
+    def add_parameter(self, name: str, value: Array) -> None:
+        self._params[name] = value
+        self._grads[name] = np.zeros_like(value)
+
+    def share_parameter(self, name: str, other: Layer, other_name: str | None = None) -> None:
+        """Use another layer's parameter as this one's: one array, one gradient, used twice."""
+        other_name = other_name or name
+        mine, its = self._params[name], other._params[other_name]
+        if mine.shape != its.shape:
+            raise ValueError(
+                f"share_parameter: {name} {mine.shape} and {other_name} {its.shape} differ in shape"
+            )
+        self._params[name], self._grads[name] = its, other._grads[other_name]
+
+    def owners(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
+        """Every layer of the tree, this one first, with the prefix of its names."""
+        yield prefix, self
+        for name, child in self.children.items():
+            yield from child.owners(f"{prefix}{name}.")
+
+    def _gather(self, kind: str) -> dict[str, Array]:
+        if not self.children:
+            return getattr(self, kind)
+        return {p + name: a for p, layer in self.owners() for name, a in getattr(layer, kind).items()}
+
+    @property
+    def params(self) -> dict[str, Array]:
+        return self._gather("_params")
+
+    @property
+    def grads(self) -> dict[str, Array]:
+        return self._gather("_grads")
+
+    @property
+    def buffers(self) -> dict[str, Array]:
+        return self._gather("_buffers")
+
+    @contextmanager
+    def keeping_buffers(self) -> Iterator[None]:
+        """Whatever runs inside leaves no trace in ``buffers``."""
+        kept = [(layer, {k: a.copy() for k, a in layer._buffers.items()}) for _, layer in self.owners()]
+        try:
+            yield
+        finally:
+            for layer, buffers in kept:
+                layer._buffers = buffers
+
+    def reset(self) -> None:
+        """Forget what was carried over from earlier calls: the state of ``Recurrent(carry=True)``."""
+        for child in self.children.values():
+            child.reset()
+
+    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+        """Add to ``grads``; return dx, or None where ``needs_dx`` is False or x has no gradient."""
+        raise NotImplementedError(f"{type(self).__name__} has no backward")
+
+    def flops(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        """Floating-point operations of one forward pass; a multiply-add counts as two."""
+        return 0
+
+    def accumulate(self, **grads: Array | None) -> None:
+        """Add each gradient that is wanted and there to ``self.grads``."""
+        for name, grad in grads.items():
+            if grad is not None and name in self._grads:
+                self._grads[name] += grad
+
+
+def _aligned_zeros(size: int) -> Array:
+    """Zeros that start on a cache line, so that no vector load of a weight straddles two."""
+    raw = np.zeros(size * 4 + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size * 4].view(np.float32)
+
+
+class Parameters:
+    """All parameters of a network in one contiguous float32 buffer, all gradients in another.
+
+    Building it moves the network's parameters into ``values`` and leaves views in their layers, so one
+    fused update, one norm and one tensor in a checkpoint serve the whole network. An array that two
+    layers share is stored once. Names that start with one of ``frozen`` lie behind ``trainable``
+    elements, out of the optimizer's range.
+    """
+
+    def __init__(self, model: Layer, *, frozen: Iterable[str] = ()) -> None:
+        prefixes = tuple(frozen)
+        places: dict[int, list[tuple[Layer, str]]] = {}
+        first_names: dict[int, str] = {}
+        for prefix, layer in model.owners():
+            for name, value in layer._params.items():
+                if value.dtype != np.float32:
+                    raise TypeError(f"Parameters: {prefix}{name} is {value.dtype}, parameters are float32")
+                places.setdefault(id(value), []).append((layer, name))
+                first_names.setdefault(id(value), prefix + name)
+        for prefix in prefixes:
+            if not any(name.startswith(prefix) for name in first_names.values()):
+                raise ValueError(f"Parameters: no parameter's name starts with frozen {prefix!r}")
+        order = sorted(places, key=lambda i: bool(prefixes) and first_names[i].startswith(prefixes))
+
+        #: name -> (offset, shape); offsets are multiples of 16 elements, one cache line
+        self.layout: dict[str, tuple[int, tuple[int, ...]]] = {}
+        size = self.trainable = 0
+        for key in order:
+            layer, name = places[key][0]
+            shape = layer._params[name].shape
+            self.layout[first_names[key]] = (size, shape)
+            size += -(-math.prod(shape) // 16) * 16
+            if not (prefixes and first_names[key].startswith(prefixes)):
+                self.trainable = size
+        self.values = _aligned_zeros(size)
+        self.grads = _aligned_zeros(size)
+
+        for key in order:
+            offset, shape = self.layout[first_names[key]]
+            span = slice(offset, offset + math.prod(shape))
+            value, grad = self.values[span].reshape(shape), self.grads[span].reshape(shape)
+            layer, name = places[key][0]
+            value[...] = layer._params[name]
+            for layer, name in places[key]:
+                layer._params[name], layer._grads[name] = value, grad
+
+    def zero_grads(self) -> None:
+        self.grads.fill(0)
+
+    @property
+    def count(self) -> int:
+        """Parameters, without the padding between them."""
+        return sum(math.prod(shape) for _, shape in self.layout.values())

@@ -1,0 +1,148 @@
+"""Layers made of layers."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+
+from lec7.layers.base import Array, Layer
+from lec7.layers.recurrent import RecurrentLayer, State
+
+
+class Sequential(Layer):
+    """Each layer's output is the next one's input."""
+
+    def __init__(self, *layers: Layer) -> None:
+        super().__init__({str(i): layer for i, layer in enumerate(layers)})
+
+    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
+        caches = []
+        for layer in self.children.values():
+            x, cache = layer.forward(x, training=training)
+            caches.append(cache)
+        return x, caches
+
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+        layers = list(self.children.values())
+        # Below the first layer that learns, nobody asks for a gradient.
+        first = 0 if needs_dx else next((i for i, layer in enumerate(layers) if layer.params), len(layers))
+        grad: Array | None = dy
+        for i in range(len(layers) - 1, first - 1, -1):
+            grad = layers[i].backward(grad, cache[i], needs_dx=needs_dx or i > first)  # type: ignore[arg-type]
+        return grad if needs_dx else None
+
+
+class Residual(Layer):
+    """y = layer(x) + shortcut(x); without a shortcut, y = layer(x) + x.
+
+    Source:  He, Zhang, Ren, Sun 2016, equations 1 and 2.
+    """
+
+    def __init__(self, layer: Layer, shortcut: Layer | None = None) -> None:
+        super().__init__({"layer": layer, **({"shortcut": shortcut} if shortcut else {})})
+
+    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
+        y, cache = self.children["layer"].forward(x, training=training)
+        around, shortcut_cache = x, None
+        if "shortcut" in self.children:
+            around, shortcut_cache = self.children["shortcut"].forward(x, training=training)
+        if y.shape != around.shape:
+            raise ValueError(f"Residual: the layer's output {y.shape} and the shortcut {around.shape} differ")
+        return y + around, (cache, shortcut_cache)
+
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+        around: Array | None = dy
+        if "shortcut" in self.children:
+            around = self.children["shortcut"].backward(dy, cache[1], needs_dx=needs_dx)
+        dx = self.children["layer"].backward(dy, cache[0], needs_dx=needs_dx)
+        return None if dx is None or around is None else dx + around
+
+
+class Concat(Layer):
+    """The outputs of several layers on the same input, one after the other along ``axis``.
+
+    ``Concat(LSTM(...), LSTM(..., reverse=True))`` is a bidirectional LSTM; parallel convolutions joined
+    along the channels are an Inception module.
+    Source:  Schuster, Paliwal 1997; Szegedy et al. 2015.
+    """
+
+    def __init__(self, *layers: Layer, axis: int = -1) -> None:
+        super().__init__({str(i): layer for i, layer in enumerate(layers)})
+        self.axis = axis
+
+    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
+        ys, caches = zip(
+            *(layer.forward(x, training=training) for layer in self.children.values()), strict=True
+        )
+        ends = np.cumsum([y.shape[self.axis] for y in ys])[:-1]
+        return np.concatenate(ys, axis=self.axis), (caches, ends)
+
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+        caches, ends = cache
+        dx: Array | None = None
+        parts = np.split(dy, ends, axis=self.axis)
+        for layer, part, layer_cache in zip(self.children.values(), parts, caches, strict=True):
+            grad = layer.backward(part, layer_cache, needs_dx=needs_dx)
+            dx = grad if dx is None or grad is None else dx + grad
+        return dx
+
+
+class Flatten(Layer):
+    """x (N, ...) -> y (N, the product of the rest)."""
+
+    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
+        return x.reshape(x.shape[0], -1), x.shape
+
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+        return dy.reshape(cache) if needs_dx else None
+
+
+class Recurrent(Layer):
+    """A recurrent layer as a layer of a network: what goes in, what comes out, and what is remembered.
+
+    ======================  ==================  ======================
+    mode                    x                   y
+    ======================  ==================  ======================
+    "one_to_one"            (N, input_size)     (N, H), one step
+    "many_to_one"           (T, N, input_size)  (N, H), the last state
+    "many_to_many"          (T, N, input_size)  (T, N, H), every step
+    ======================  ==================  ======================
+
+    With ``carry`` each call starts from the state that the call before left, which is kept in ``buffers``
+    until ``reset()``; without, from zeros. Gradients stay inside a call: truncated back-propagation
+    through time.
+    Source:  Williams, Peng 1990 (truncation).
+    """
+
+    def __init__(
+        self,
+        layer: RecurrentLayer,
+        *,
+        mode: Literal["one_to_one", "many_to_one", "many_to_many"] = "many_to_many",
+        carry: bool = False,
+    ) -> None:
+        if mode not in ("one_to_one", "many_to_one", "many_to_many"):
+            raise ValueError(f"Recurrent: mode is one_to_one, many_to_one or many_to_many, got {mode!r}")
+        super().__init__({"layer": layer})
+        self.layer = layer
+        self.mode = mode
+        self.carry = carry
+
+    def reset(self) -> None:
+        self._buffers.clear()
+
+    def forward(self, x: Array, *, training: bool = False, lengths: Array | None = None) -> tuple[Array, Any]:
+        steps = x[np.newaxis] if self.mode == "one_to_one" else x
+        state: State | None = tuple(self._buffers.values()) or None
+        hs, cache = self.layer.forward(steps, training=training, state=state, lengths=lengths)
+        if self.carry:
+            self._buffers.update(zip(("h", "c"), cache.state, strict=False))
+        return (hs if self.mode == "many_to_many" else cache.state[0]), cache
+
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+        if self.mode == "many_to_many":
+            return self.layer.backward(dy, cache, needs_dx=needs_dx)
+        dstate = (dy, *(None,) * (self.layer.state_size - 1))
+        dx, _ = self.layer.backward_state(None, dstate, cache, needs_dx=needs_dx, needs_dstate=False)
+        return dx[0] if self.mode == "one_to_one" and dx is not None else dx

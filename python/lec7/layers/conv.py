@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lec7 import ops
+from lec7.initializers import Initializer, he_uniform
+from lec7.layers.base import Array, Layer
+
+Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
+
+
+class _Conv(Layer):
+    dims: ClassVar[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        *,
+        rng: np.random.Generator,
+        stride: int | Sequence[int] = 1,
+        padding: Padding = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        flip: bool = False,
+        activation: str | None = None,
+        bias: bool = True,
+        init: Initializer = he_uniform,
+    ) -> None:
+        super().__init__()
+        kernel = (kernel_size,) * self.dims if isinstance(kernel_size, int) else tuple(kernel_size)
+        if len(kernel) != self.dims:
+            raise ValueError(f"{type(self).__name__}: kernel_size has {self.dims} axes, got {kernel}")
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"{type(self).__name__}: groups divides both channel counts, got groups = {groups}, "
+                f"in_channels = {in_channels}, out_channels = {out_channels}"
+            )
+        self._options = {
+            "stride": stride,
+            "padding": padding,
+            "dilation": dilation,
+            "groups": groups,
+            "flip": flip,
+            "activation": activation,
+        }
+        self.add_parameter("weight", init((*kernel, in_channels // groups, out_channels), rng))
+        if bias:
+            self.add_parameter("bias", np.zeros(out_channels, np.float32))
+
+    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
+        convolve = getattr(ops, f"conv{self.dims}d_forward")
+        y = convolve(x, self.params["weight"], self.params.get("bias"), **self._options)
+        return y, (x, y if self._options["activation"] else None)
+
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+        x, y = cache
+        needs = [*(["dx"] if needs_dx else []), *("d" + name for name in self.params)]
+        backward = getattr(ops, f"conv{self.dims}d_backward")
+        dx, dweight, dbias = backward(dy, x, self.params["weight"], y=y, needs=needs, **self._options)
+        self.accumulate(weight=dweight, bias=dbias)
+        return dx
+
+    def flops(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
+        return 2 * math.prod(y_shape) * math.prod(self.params["weight"].shape[:-1])
+
+
+class Conv1d(_Conv):
+    """Convolution over signals: x (N, L, C), weight (KL, C/groups, F), y (N, OL, F)."""
+
+    dims = 1
+
+
+class Conv2d(_Conv):
+    """Convolution over images: x (N, H, W, C), weight (KH, KW, C/groups, F), y (N, OH, OW, F).
+
+    Options as in ``ops.conv2d_forward``: ``padding`` is a number, one per axis, a (before, after) pair
+    per axis, "valid", "same" or "same_lower"; ``activation`` is fused. The weight starts as He's, the
+    bias as 0.
+    """
+
+    dims = 2
+
+
+class Conv3d(_Conv):
+    """Convolution over volumes: x (N, D, H, W, C), weight (KD, KH, KW, C/groups, F), y (N, OD, OH, OW, F)."""
+
+    dims = 3

@@ -1,0 +1,124 @@
+"""A character-level language model: embedding -> recurrent layers with dropout -> linear -> softmax.
+
+Source:  Sutskever, Martens, Hinton 2011; Graves 2013; Zaremba, Sutskever, Vinyals 2014 (dropout on the
+connections between layers, never along time).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import cast
+
+import numpy as np
+
+from lec7 import ops
+from lec7.layers import Dropout, Embedding, Linear, Recurrent, Sequential
+from lec7.layers.base import Array, Layer
+from lec7.layers.recurrent import CELLS, RecurrentLayer
+
+
+class CharLM(Sequential):
+    """tokens (T, N) -> logits (T, N, V) of each next token.
+
+    The state is carried from call to call, so that a text can be read in chunks; ``reset()`` begins anew.
+
+    Args:    vocabulary_size: V.  cell: "rnn", "lstm" or "gru".  dropout: after each recurrent layer.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        *,
+        rng: np.random.Generator,
+        cell: str = "lstm",
+        layers: int = 2,
+        hidden: int = 256,
+        embedding: int = 64,
+        dropout: float = 0.0,
+    ) -> None:
+        if cell not in CELLS:
+            raise ValueError(f"CharLM: cell is one of {', '.join(CELLS)}, got {cell!r}")
+        self.embedding = Embedding(vocabulary_size, embedding, rng=rng)
+        sizes = [embedding, *[hidden] * layers]
+        self.cells = [CELLS[cell](sizes[i], sizes[i + 1], rng=rng) for i in range(layers)]
+        self.output = Linear(hidden, vocabulary_size, rng=rng)
+        stack: list[Layer] = []
+        for recurrent in self.cells:
+            stack += [Recurrent(recurrent, carry=True), *([Dropout(dropout, rng=rng)] if dropout else [])]
+        super().__init__(self.embedding, *stack, self.output)
+
+    def evaluate(self, tokens: Array, *, chunk: int = 1000) -> float:
+        """Mean cross-entropy in nats of tokens[1:], each given all before it: the state is carried throughout."""
+        total = 0.0
+        with self.keeping_buffers():
+            self.reset()
+            for start in range(0, len(tokens) - 1, chunk):
+                stop = min(start + chunk, len(tokens) - 1)
+                logits, _ = self.forward(tokens[start:stop, np.newaxis])
+                labels = tokens[start + 1 : stop + 1, np.newaxis]
+                total += float(ops.softmax_cross_entropy_forward(logits, labels, reduction="sum")[0])
+        return total / (len(tokens) - 1)
+
+    def generate(
+        self, prime: Array, *, length: int, temperature: float, rng: np.random.Generator
+    ) -> Iterator[int]:
+        """Tokens that go on from ``prime``, drawn from softmax(logits / temperature); 0 takes the likeliest.
+
+        They are drawn by the Gumbel-max trick: argmax(logits + temperature * Gumbel noise) has the
+        softmax's distribution and needs no normalization.
+        Source:  Gumbel 1954; Maddison, Tarlow, Minka 2014, section 2.
+        """
+        if temperature < 0:
+            raise ValueError(f"generate: the temperature is not negative, got {temperature}")
+        if not len(prime):
+            raise ValueError("generate: the prime has at least one token")
+        table = self.embedding.params["weight"]
+        weight, bias = self.output.params["weight"], self.output.params["bias"]
+        steps: list[tuple[RecurrentLayer, int]] = [(cell, i) for i, cell in enumerate(self.cells)]
+        states = [cell.zero_state(1) for cell in self.cells]
+        x = table[prime][:, np.newaxis]
+        for cell, i in steps:
+            x, cache = cell.forward(x)
+            states[i] = cache.state
+        h = x[-1]
+        block = 256
+        for done in range(length):
+            if done % block == 0:
+                noise = temperature * rng.gumbel(size=(block, len(bias))).astype(np.float32)
+            token = int((ops.linear_forward(h, weight, bias)[0] + noise[done % block]).argmax())
+            yield token
+            h = table[token : token + 1]
+            for cell, i in steps:
+                states[i] = cell.step(h, states[i])
+                h = states[i][0]
+
+
+def text_batches(
+    tokens: Array, *, steps: int, batch: int
+) -> tuple[Callable[[np.random.Generator], Iterator[tuple[Array, Array]]], int]:
+    """Chunks of a text for truncated back-propagation through time, and how many make an epoch.
+
+    The text is laid out as ``batch`` streams of equal length, read side by side in chunks of ``steps``:
+    x and targets are (steps, batch) int32, and chunk k+1 goes on where chunk k ended. Each epoch begins at
+    another place of the text (its end joins its beginning), so that chunks end elsewhere each time.
+
+    Raises:  ValueError: the text is too short.
+    """
+    length = (len(tokens) - 1) // batch
+    chunks = length // steps
+    if chunks < 1:
+        raise ValueError(
+            f"the training text has {len(tokens)} characters; {batch} streams of {steps} steps need at least "
+            f"{batch * steps + 1}: use a longer text, a smaller batch or fewer steps"
+        )
+
+    def batches(rng: np.random.Generator) -> Iterator[tuple[Array, Array]]:
+        start = rng.integers(len(tokens))
+        # Time-major, so that every chunk is a view.
+        places = start + np.arange(length + 1)[:, np.newaxis] + length * np.arange(batch)
+        streams = cast(Array, tokens.take(places, mode="wrap"))
+        for k in range(chunks):
+            t = k * steps
+            yield streams[t : t + steps], streams[t + 1 : t + steps + 1]
+
+    return batches, chunks

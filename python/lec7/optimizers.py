@@ -1,0 +1,154 @@
+"""Optimizers over one flat buffer, learning-rate schedules, clipping.
+
+An optimizer keeps its state in arrays as long as the parameters and updates all of them in one fused
+op. A schedule is a function from the step (0, 1, 2, ...) to the learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from lec7 import ops
+from lec7.layers.base import Array
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(kw_only=True)
+class Optimizer:
+    """``update`` moves params in place by grads * grad_scale; ``state`` and ``steps`` are what it remembers."""
+
+    slots: ClassVar[tuple[str, ...]] = ()
+
+    weight_decay: float = 0.0
+    steps: int = field(default=0, init=False)
+    state: dict[str, Array] = field(default_factory=dict, init=False, repr=False)
+
+    def update(self, params: Array, grads: Array, *, lr: float, grad_scale: float = 1.0) -> None:
+        if not self.state:
+            self.state = {name: np.zeros_like(params) for name in self.slots}
+        self.steps += 1
+        self._update(params, grads, lr=lr, grad_scale=grad_scale, weight_decay=self.weight_decay)
+
+    def _update(self, params: Array, grads: Array, **options: Any) -> None:
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class SGD(Optimizer):
+    """buf = momentum buf + g; p -= lr (g + momentum buf if nesterov else buf).
+
+    Source:  Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013 (Nesterov's form).
+    """
+
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def _update(self, params: Array, grads: Array, **options: Any) -> None:
+        if self.momentum and not self.state:
+            self.state = {"momentum_buffer": np.zeros_like(params)}
+        buffer = self.state.get("momentum_buffer")
+        ops.sgd_update_(params, grads, buffer, momentum=self.momentum, nesterov=self.nesterov, **options)
+
+
+@dataclass(kw_only=True)
+class RMSProp(Optimizer):
+    """s = decay s + (1 - decay) g^2; p -= lr g / (sqrt(s) + eps).
+
+    Source:  Tieleman, Hinton 2012, lecture 6.5.
+    """
+
+    slots = ("square_average",)
+
+    decay: float = 0.99
+    eps: float = 1e-8
+
+    def _update(self, params: Array, grads: Array, **options: Any) -> None:
+        ops.rmsprop_update_(
+            params, grads, self.state["square_average"], decay=self.decay, eps=self.eps, **options
+        )
+
+
+@dataclass(kw_only=True)
+class Adam(Optimizer):
+    """m = beta1 m + (1 - beta1) g, v = beta2 v + (1 - beta2) g^2, both corrected for their start from 0;
+    p -= lr m / (sqrt(v) + eps).
+
+    Source:  Kingma, Ba 2015, algorithm 1.
+    """
+
+    slots = ("mean", "variance")
+    decoupled: ClassVar[bool] = False
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def _update(self, params: Array, grads: Array, **options: Any) -> None:
+        ops.adam_update_(
+            params,
+            grads,
+            self.state["mean"],
+            self.state["variance"],
+            step=self.steps,
+            beta1=self.beta1,
+            beta2=self.beta2,
+            eps=self.eps,
+            decoupled=self.decoupled,
+            **options,
+        )
+
+
+@dataclass(kw_only=True)
+class AdamW(Adam):
+    """Adam with the weight decay taken from the parameters directly, not through the moments.
+
+    Source:  Loshchilov, Hutter 2019, algorithm 2.
+    """
+
+    decoupled = True
+
+    weight_decay: float = 0.01
+
+
+def constant(lr: float) -> Schedule:
+    """The same rate at every step."""
+    return lambda step: lr
+
+
+def cosine(lr: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Schedule:
+    """Up from 0 in ``warmup`` steps, then down to ``final * lr`` at ``steps`` along half a cosine.
+
+    Source:  Loshchilov, Hutter 2017, equation 5.
+    """
+
+    def rate(step: int) -> float:
+        if step < warmup:
+            return lr * (step + 1) / warmup
+        progress = min((step - warmup) / max(steps - warmup, 1), 1.0)
+        return lr * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    return rate
+
+
+def exponential(lr: float, steps: int, *, final: float = 0.01) -> Schedule:
+    """From lr down to ``final * lr`` at ``steps`` by the same factor at every step."""
+    return lambda step: lr * final ** min(step / max(steps, 1), 1.0)
+
+
+def staircase(lr: float, every: int, *, factor: float = 0.1) -> Schedule:
+    """lr times ``factor`` once more after each ``every`` steps."""
+    return lambda step: lr * factor ** (step // every)
+
+
+def clip_scale(norm: float, limit: float | None) -> float:
+    """What to multiply gradients of this norm by so that it is at most ``limit``.
+
+    Source:  Pascanu, Mikolov, Bengio 2013, algorithm 1.
+    """
+    return 1.0 if limit is None or norm <= limit else limit / norm
