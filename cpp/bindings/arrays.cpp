@@ -186,8 +186,8 @@ Array new_array(DType dtype, const Shape& shape) {
     throw py::error_already_set();
   }
   PyCapsule_SetContext(capsule.ptr(), reinterpret_cast<void*>(bytes));
-  auto owner = py::reinterpret_steal<py::object>(
-      PyArray_SimpleNewFromData(shape.rank(), dims, numpy_type(dtype), block));
+  auto owner =
+      py::reinterpret_steal<py::object>(PyArray_SimpleNewFromData(shape.rank(), dims, numpy_type(dtype), block));
   if (!owner) throw py::error_already_set();
   if (PyArray_SetBaseObject(as_array(owner), capsule.release().ptr()) < 0) throw py::error_already_set();
   return Array(std::move(owner), block, dtype, shape);

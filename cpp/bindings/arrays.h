@@ -48,8 +48,8 @@ class Array {
 
 // Any array-like of one of the dtypes; TypeError names op, argument, dtype and shape.
 Array float_array(std::string_view op, const char* argument, py::handle value);
-Array integer_array(std::string_view op, const char* argument, py::handle value);      // int32, int64
-Array mask_array(std::string_view op, const char* argument, py::handle value);         // bool, float32, float64
+Array integer_array(std::string_view op, const char* argument, py::handle value);  // int32, int64
+Array mask_array(std::string_view op, const char* argument, py::handle value);     // bool, float32, float64
 // None gives an Array that is not `given`.
 Array optional_float_array(std::string_view op, const char* argument, py::handle value);
 Array optional_integer_array(std::string_view op, const char* argument, py::handle value);
@@ -106,6 +106,8 @@ py::tuple to_tuple(const Arrays&... arrays) {
 }
 
 // A string option or None.
-inline std::string text_or_empty(py::handle value) { return value.is_none() ? std::string() : std::string(py::str(value)); }
+inline std::string text_or_empty(py::handle value) {
+  return value.is_none() ? std::string() : std::string(py::str(value));
+}
 
 }  // namespace lec7::bindings

@@ -26,10 +26,8 @@ py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, py:
   const Array weight = float_array("linear", "weight", weight_), y = optional_float_array("linear", "y", y_);
   const DType dtype = common_dtype("linear", {{"dy", dy}, {"x", x}, {"weight", weight}, {"y", y}});
   const Activation activation = parse_activation("linear", text_or_empty(activation_));
-  const LinearShape shape =
-      linear_backward_shape(dy.shape(), x.shape(), weight.shape(), y.shape_or_null(), activation);
-  const auto [need_dx, need_dweight, need_dbias] =
-      parse_needs<3>("linear", needs_, {"dx", "dweight", "dbias"});
+  const LinearShape shape = linear_backward_shape(dy.shape(), x.shape(), weight.shape(), y.shape_or_null(), activation);
+  const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>("linear", needs_, {"dx", "dweight", "dbias"});
   const Array dx = new_array_if(need_dx, dtype, x.shape());
   const Array dweight = new_array_if(need_dweight, dtype, weight.shape());
   const Array dbias = new_array_if(need_dbias, dtype, Shape{shape.out});

@@ -49,7 +49,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("get_num_threads", &num_threads, "The threads that a kernel uses.");
   m.def("set_num_threads", &set_num_threads, py::arg("count"),
         "Use up to `count` threads in each kernel. A forked child always uses one.");
-  m.def("cache_info", &cache_info, "Bytes of results in use, of freed blocks kept for reuse, and the most that are kept.");
+  m.def("cache_info", &cache_info,
+        "Bytes of results in use, of freed blocks kept for reuse, and the most that are kept.");
   m.def("empty_cache", &memory::empty_cache, "Give the freed blocks back to the system.");
   m.def("set_cache_limit", &memory::set_limit, py::arg("bytes"), "Keep at most `bytes` of freed blocks.");
 
@@ -60,7 +61,14 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("_set_poison", &memory::set_poison, py::arg("on"));
 
   bind_activation(m);
+  bind_attention(m);
+  bind_dropout(m);
+  bind_embedding(m);
   bind_linear(m);
+  bind_optimizer(m);
+  bind_pool(m);
+  bind_recurrent(m);
+  bind_softmax(m);
 }
 
 }  // namespace lec7::bindings

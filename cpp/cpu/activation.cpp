@@ -38,14 +38,15 @@ void activate_rows(Activation activation, Index rows, Index n, T* y, Index ld) {
   with_activation(activation, [&]<Activation a> {
     for (Index row = 0; row < rows; ++row) {
       T* const p = y + row * ld;
-      for_lanes<T>(n, [&](Index i, auto lanes) { store_lanes(p + i, activate<T, a>(load_lanes(p + i, lanes)), lanes); });
+      for_lanes<T>(n,
+                   [&](Index i, auto lanes) { store_lanes(p + i, activate<T, a>(load_lanes(p + i, lanes)), lanes); });
     }
   });
 }
 
-#define LEC7_INSTANTIATE(T)                                                      \
-  template void activation_forward(Activation, Index, const T*, T*);             \
-  template void activation_backward(Activation, Index, const T*, const T*, T*);  \
+#define LEC7_INSTANTIATE(T)                                                     \
+  template void activation_forward(Activation, Index, const T*, T*);            \
+  template void activation_backward(Activation, Index, const T*, const T*, T*); \
   template void activate_rows(Activation, Index, Index, T*, Index);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

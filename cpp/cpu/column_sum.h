@@ -25,9 +25,11 @@ void column_sum(Index rows, Index n, const T* x, Index ld, T* out) {
       for (; j + 4 * W<T> <= n; j += 4 * W<T>) {
         Vec<T> s[4] = {};
         for (Index row = begin; row < end; ++row) {
-          LEC7_UNROLL for (int v = 0; v < 4; ++v) s[v] += load(x + row * ld + j + v * W<T>);
+          LEC7_UNROLL
+          for (int v = 0; v < 4; ++v) s[v] += load(x + row * ld + j + v * W<T>);
         }
-        LEC7_UNROLL for (int v = 0; v < 4; ++v) store(sum + j + v * W<T>, s[v]);
+        LEC7_UNROLL
+        for (int v = 0; v < 4; ++v) store(sum + j + v * W<T>, s[v]);
       }
       for_lanes<T>(n - j, [&](Index i, auto lanes) {
         Vec<T> s{};

@@ -21,7 +21,7 @@ constexpr Index kSkinnyRows = 12;
 constexpr Index kDotRows = 4;
 constexpr Index kFewRows = 256;
 constexpr Index kRowBlock = 120;        // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
-constexpr Index kPanelGroup = 4;        // panels a task
+constexpr Index kTasks = 24;            // tasks that a large product is cut into at least, where its sizes allow
 constexpr Index kSerialWork = 1 << 18;  // multiplications under which a second thread does not pay
 
 template <class T>
@@ -45,11 +45,13 @@ void multiply_row(Index n, Index k, const T* x, Index x_stride, const T* b, Inde
   Index row = 0;
   for (; row + R <= k; row += R) {
     T s[R];
-    LEC7_UNROLL for (int r = 0; r < R; ++r) s[r] = x[(row + r) * x_stride];
+    LEC7_UNROLL
+    for (int r = 0; r < R; ++r) s[r] = x[(row + r) * x_stride];
     const T* const p = b + row * ldb;
     for_lanes<T>(n, [&](Index j, auto lanes) {
       Vec<T> even = load_lanes(y + j, lanes), odd{};
-      LEC7_UNROLL for (int r = 0; r < R; r += 2) {
+      LEC7_UNROLL
+      for (int r = 0; r < R; r += 2) {
         even += s[r] * load_lanes(p + r * ldb + j, lanes);
         odd += s[r + 1] * load_lanes(p + (r + 1) * ldb + j, lanes);
       }
@@ -83,14 +85,10 @@ void gemm_skinny(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, In
             Tile<T, MR, NV> tile;
             if (bias != nullptr) tile.load_columns(bias_j, 0, width);
             else tile.zero();
-            const bool whole = width == NV * W<T>;
             if (a.transposed) {
-              if (whole) tile.template multiply<Order::transposed>(k, a.data + i, a.ld, b.data + j, b.ld);
-              else tile.template multiply_columns<Order::transposed>(k, a.data + i, a.ld, b.data + j, b.ld, width);
+              tile.template multiply_unpacked<Order::transposed>(k, a.data + i, a.ld, b.data + j, b.ld, width);
             } else {
-              const T* const row = a.data + i * a.ld;
-              if (whole) tile.template multiply<Order::row_major>(k, row, a.ld, b.data + j, b.ld);
-              else tile.template multiply_columns<Order::row_major>(k, row, a.ld, b.data + j, b.ld, width);
+              tile.template multiply_unpacked<Order::row_major>(k, a.data + i * a.ld, a.ld, b.data + j, b.ld, width);
             }
             tile.store_columns(c + i * ldc + j, ldc, width);
           });
@@ -105,12 +103,15 @@ void gemm_skinny(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, In
 template <class T, int NR>
 LEC7_INLINE void dot(Index k, const T* a, const T* b, Index ldb, T* y, const T* bias) {
   Vec<T> sum[NR];
-  LEC7_UNROLL for (int j = 0; j < NR; ++j) sum[j] = Vec<T>{};
+  LEC7_UNROLL
+  for (int j = 0; j < NR; ++j) sum[j] = Vec<T>{};
   for_lanes<T>(k, [&](Index i, auto lanes) {
     const Vec<T> x = load_lanes(a + i, lanes);
-    LEC7_UNROLL for (int j = 0; j < NR; ++j) sum[j] += x * load_lanes(b + j * ldb + i, lanes);
+    LEC7_UNROLL
+    for (int j = 0; j < NR; ++j) sum[j] += x * load_lanes(b + j * ldb + i, lanes);
   });
-  LEC7_UNROLL for (int j = 0; j < NR; ++j) y[j] = reduce_sum<T>(sum[j]) + (bias == nullptr ? T{0} : bias[j]);
+  LEC7_UNROLL
+  for (int j = 0; j < NR; ++j) y[j] = reduce_sum<T>(sum[j]) + (bias == nullptr ? T{0} : bias[j]);
 }
 
 template <class T>
@@ -136,25 +137,43 @@ void gemm_dot(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index
   });
 }
 
-// C = or += A (m x rows of this block) times one packed panel.
+// Rows of a matrix that are wanted soon: a panel's width of each.
+template <class T>
+struct Upcoming {
+  const T* data = nullptr;
+  Index ld = 0;
+  Index rows = 0;
+};
+
+// C = or += A (m x rows of this block) times one packed panel. before_tile(row, rows of the tile) runs before each tile
+// and returns what to prefetch while it computes.
 template <class T, Order order, class BeforeTile>
-LEC7_INLINE void multiply_panel(Index m, const T* a, Index lda, Index rows, const T* panel, Index width, T* c, Index ldc,
-                                const T* bias, bool accumulate, BeforeTile&& before_tile) {
+LEC7_INLINE void multiply_panel(Index m, const T* a, Index lda, Index rows, const T* panel, Index width, T* c,
+                                Index ldc, const T* bias, bool accumulate, BeforeTile&& before_tile) {
   with_vectors<T>(width, [&]<int NV> {
     const bool whole = width == NV * W<T>;
     for_row_tiles(m, [&]<int MR>(Index i) LEC7_LAMBDA_INLINE {
       Tile<T, MR, NV> tile;
       T* const ci = c + i * ldc;
-      before_tile(i, MR);
-      if (accumulate) {
-        if (whole) tile.load_from(ci, ldc);
-        else tile.load_columns(ci, ldc, width);
-      } else if (bias != nullptr) {
-        tile.load_columns(bias, 0, width);
-      } else {
-        tile.zero();
+      const Upcoming<T> upcoming = before_tile(i, MR);
+      tile.prefetch(ci, ldc);
+      tile.zero();
+      // Prefetches are spread over the tile: in one burst they would fill the line buffers and stop the loads.
+      const T* const ai = order == Order::row_major ? a + i * lda : a + i;
+      Index step = 0;
+      for (Index row = 0; row < upcoming.rows; ++row) {
+        LEC7_UNROLL
+        for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(upcoming.data + row * upcoming.ld + v * W<T>, 0, 2);
+        const Index to = rows * (row + 1) / upcoming.rows;
+        tile.template multiply<order>(to - step, ai + step * (order == Order::row_major ? 1 : lda), lda,
+                                      panel + step * NV * W<T>, NV * W<T>);
+        step = to;
       }
-      tile.template multiply<order>(rows, order == Order::row_major ? a + i * lda : a + i, lda, panel, NV * W<T>);
+      tile.template multiply<order>(rows - step, ai + step * (order == Order::row_major ? 1 : lda), lda,
+                                    panel + step * NV * W<T>, NV * W<T>);
+      // What the tile starts from is added at the end: loading it first would hold up the first products.
+      if (accumulate) tile.add_columns(ci, ldc, width);
+      else if (bias != nullptr) tile.add_columns(bias, 0, width);
       if (whole) tile.store_to(ci, ldc);
       else tile.store_columns(ci, ldc, width);
     });
@@ -179,34 +198,40 @@ void gemm_few_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, 
   const Index panels = PackedB<T>::panels(n);
   const Index block = PackedB<T>::block_rows(k);
   threads = std::min(threads, panels);
-  memory::Buffer<T> packed(std::min<Index>(threads, num_threads()) * block * kPanel<T>);
+  memory::Buffer<T> packed(std::min<Index>(threads, num_threads()) * 2 * block * kPanel<T>);
   parallel_region(threads, [&](const Team& team) {
-    T* const panel_data = packed.data() + team.thread * block * kPanel<T>;
+    T* current = packed.data() + 2 * team.thread * block * kPanel<T>;
+    T* next = current + block * kPanel<T>;
     team.for_each(panels, [&](Index panel) {
       const Index j = panel * kPanel<T>;
       const Index width = std::min(kPanel<T>, n - j);
+      const T* const bias_j = bias == nullptr ? nullptr : bias + j;
+      pack_panel(b, n, 0, std::min(block, k), panel, current);
       for (Index k0 = 0; k0 < k; k0 += block) {
         const Index rows = std::min(block, k - k0);
-        pack_panel(b, n, k0, rows, panel, panel_data);
-        // The rows of B that this task packs next come from memory while the tiles compute.
-        const Index next = k0 + rows < k ? k0 + rows : 0;
-        const Index next_j = k0 + rows < k ? j : std::min(j + kPanel<T>, n - 1);
-        const auto prefetch = [&](Index i, Index tile_rows) {
-          if (b.transposed) return;
-          const Index from = next + rows * i / m, to = std::min(next + rows * (i + tile_rows) / m, k);
-          for (Index row = from; row < to; ++row) {
-            const T* const p = b.data + row * b.ld + next_j;
-            LEC7_UNROLL for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(p + v * W<T>, 0, 2);
+        const Index next_k0 = k0 + rows;
+        const Index next_rows = std::min(block, k - next_k0);
+        // Before each tile, its share of the next block of B is packed and the share after it prefetched, so that B
+        // comes from memory while the tiles compute. Prefetching the whole block would not do: rows of B a power of two
+        // apart share a few sets of L2.
+        const auto pack_share = [&](Index i, Index tile_rows) -> Upcoming<T> {
+          if (next_rows == 0) return {};
+          if (b.transposed) {
+            if (i == 0) pack_panel(b, n, next_k0, next_rows, panel, next);
+            return {};
           }
+          const Index from = next_rows * i / m, to = next_rows * (i + tile_rows) / m;
+          pack_panel(b, n, next_k0 + from, to - from, panel, next + from * PackedB<T>::padded_columns(width));
+          return {b.data + (next_k0 + to) * b.ld + j, b.ld, std::min(next_rows - to, to - from)};
         };
-        const T* const bias_j = bias == nullptr ? nullptr : bias + j;
         if (a.transposed) {
-          multiply_panel<T, Order::transposed>(m, a.data + k0 * a.ld, a.ld, rows, panel_data, width, c + j, ldc, bias_j,
-                                               k0 > 0, prefetch);
+          multiply_panel<T, Order::transposed>(m, a.data + k0 * a.ld, a.ld, rows, current, width, c + j, ldc, bias_j,
+                                               k0 > 0, pack_share);
         } else {
-          multiply_panel<T, Order::row_major>(m, a.data + k0, a.ld, rows, panel_data, width, c + j, ldc, bias_j, k0 > 0,
-                                              prefetch);
+          multiply_panel<T, Order::row_major>(m, a.data + k0, a.ld, rows, current, width, c + j, ldc, bias_j, k0 > 0,
+                                              pack_share);
         }
+        std::swap(current, next);
       }
       activate_rows(activation, m, width, c + j, ldc);
     });
@@ -221,32 +246,41 @@ void gemm_many_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c,
   const Index blocks = (k + block - 1) / block;
   const Index row_blocks = (m + kRowBlock - 1) / kRowBlock;
   const Index row_block = ((m + row_blocks - 1) / row_blocks + kTileRows - 1) / kTileRows * kTileRows;
-  const Index groups = (panels + kPanelGroup - 1) / kPanelGroup;
+  const Index wanted_groups = std::min(panels, (kTasks + row_blocks - 1) / row_blocks);
+  const Index group = (panels + wanted_groups - 1) / wanted_groups;
+  const Index groups = (panels + group - 1) / group;
   const Index ld_copy = (a.transposed ? row_block : block) + W<T>;
   const Index copy_size = (a.transposed ? block : row_block) * ld_copy;
 
   memory::Buffer<T> packed(PackedB<T>::size(k, n));
-  memory::Buffer<T> copies(std::min<Index>(threads, num_threads()) * copy_size);
+  // A block of A is read once for each panel, so it should stay in L2; rows a multiple of 16 KiB apart share too few
+  // sets for that, and a transposed A has its numbers in the wrong order.
+  const bool copied = a.transposed || a.ld * static_cast<Index>(sizeof(T)) % (1 << 14) == 0;
+  memory::Buffer<T> copies(copied ? std::min<Index>(threads, num_threads()) * copy_size : 0);
   parallel_region(threads, [&](const Team& team) {
     team.for_each(panels * blocks, [&](Index task) {
       const Index k0 = task / panels * block, panel = task % panels;
       const Index rows = std::min(block, k - k0);
-      pack_panel(b, n, k0, rows, panel,
-                 packed.data() + k0 * PackedB<T>::padded_columns(n) + panel * kPanel<T> * rows);
+      pack_panel(b, n, k0, rows, panel, packed.data() + k0 * PackedB<T>::padded_columns(n) + panel * kPanel<T> * rows);
     });
     T* const copy = copies.data() + team.thread * copy_size;
     team.for_each(row_blocks * groups, [&](Index task) {
       const Index row = task / groups * row_block;
       const Index m_task = std::min(row_block, m - row);
       if (m_task <= 0) return;
-      const Index first = task % groups * kPanelGroup, last = std::min(first + kPanelGroup, panels);
+      const Index first = task % groups * group, last = std::min(first + group, panels);
       T* const c_row = c + row * ldc;
       for (Index k0 = 0; k0 < k; k0 += block) {
         const Index rows = std::min(block, k - k0);
-        copy_block(m_task, a, row, k0, rows, copy, ld_copy);
         const PackedB<T> part{packed.data() + k0 * PackedB<T>::padded_columns(n), rows, n};
-        multiply_packed(m_task, copy, ld_copy, a.transposed ? Order::transposed : Order::row_major, part, first, last,
-                        c_row, ldc, bias, k0 > 0);
+        if (copied) {
+          copy_block(m_task, a, row, k0, rows, copy, ld_copy);
+          multiply_packed(m_task, copy, ld_copy, a.transposed ? Order::transposed : Order::row_major, part, first, last,
+                          c_row, ldc, bias, k0 > 0);
+        } else {
+          multiply_packed(m_task, a.data + row * a.ld + k0, a.ld, Order::row_major, part, first, last, c_row, ldc, bias,
+                          k0 > 0);
+        }
       }
       const Index j = first * kPanel<T>;
       activate_rows(activation, m_task, std::min(last * kPanel<T>, n) - j, c_row + j, ldc);
@@ -265,7 +299,8 @@ void pack_panel(Operand<T> b, Index n, Index k0, Index rows, Index panel, T* pac
     const T* p = b.data + k0 * b.ld + j;
     if (width == kPanel<T>) {
       for (Index row = 0; row < rows; ++row, p += b.ld, packed += kPanel<T>) {
-        LEC7_UNROLL for (int v = 0; v < kTileVectors; ++v) store(packed + v * W<T>, load(p + v * W<T>));
+        LEC7_UNROLL
+        for (int v = 0; v < kTileVectors; ++v) store(packed + v * W<T>, load(p + v * W<T>));
       }
     } else {
       for (Index row = 0; row < rows; ++row, p += b.ld, packed += padded) {
@@ -282,11 +317,15 @@ void pack_panel(Operand<T> b, Index n, Index k0, Index rows, Index panel, T* pac
     for (; row < rows; row += W<T>) {
       const Index length = std::min<Index>(W<T>, rows - row);
       Vec<T> square[W<T>];
-      LEC7_UNROLL for (int i = 0; i < W<T>; ++i) {
-        square[i] = i >= columns ? Vec<T>{} : length == W<T> ? load(p + i * b.ld + row) : load_first(p + i * b.ld + row, length);
+      LEC7_UNROLL
+      for (int i = 0; i < W<T>; ++i) {
+        square[i] = i >= columns     ? Vec<T>{}
+                    : length == W<T> ? load(p + i * b.ld + row)
+                                     : load_first(p + i * b.ld + row, length);
       }
       transpose<T>(square);
-      LEC7_UNROLL for (int i = 0; i < W<T>; ++i) {
+      LEC7_UNROLL
+      for (int i = 0; i < W<T>; ++i) {
         if (i < length) store(packed + (row + i) * padded + v, square[i]);
       }
     }
@@ -308,9 +347,9 @@ void pack_b(Operand<T> b, Index k, Index n, T* packed) {
 }
 
 template <class T>
-void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, Index first, Index last, T* c, Index ldc,
-                     const T* bias, bool accumulate) {
-  const auto nothing = [](Index, Index) {};
+void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, Index first, Index last, T* c,
+                     Index ldc, const T* bias, bool accumulate) {
+  const auto nothing = [](Index, Index) { return Upcoming<T>{}; };
   if (b.k == 0 && !accumulate) {
     fill_bias(m, std::min(last * kPanel<T>, b.n) - first * kPanel<T>, c + first * kPanel<T>, ldc,
               bias == nullptr ? nullptr : bias + first * kPanel<T>);
@@ -335,7 +374,8 @@ void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, 
 }
 
 template <class T>
-void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc, const T* bias, Activation activation) {
+void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc, const T* bias,
+          Activation activation) {
   if (m == 0 || n == 0) return;
   const Index threads = m * n * k < kSerialWork ? 1 : kParallel;
   if (k == 0) {
@@ -352,10 +392,10 @@ void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc
   }
 }
 
-#define LEC7_INSTANTIATE(T)                                                                                         \
-  template void gemm(Index, Index, Index, Operand<T>, Operand<T>, T*, Index, const T*, Activation);                 \
-  template void pack_panel(Operand<T>, Index, Index, Index, Index, T*);                                             \
-  template void pack_b(Operand<T>, Index, Index, T*);                                                               \
+#define LEC7_INSTANTIATE(T)                                                                         \
+  template void gemm(Index, Index, Index, Operand<T>, Operand<T>, T*, Index, const T*, Activation); \
+  template void pack_panel(Operand<T>, Index, Index, Index, Index, T*);                             \
+  template void pack_b(Operand<T>, Index, Index, T*);                                               \
   template void multiply_packed(Index, const T*, Index, Order, PackedB<T>, Index, Index, T*, Index, const T*, bool);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

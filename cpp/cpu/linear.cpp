@@ -33,9 +33,9 @@ void matmul(const MatmulShape& s, const T* a, bool transpose_a, const T* b, bool
   gemm<T>(s.m, s.n, s.k, {a, transpose_a ? s.m : s.k, transpose_a}, {b, transpose_b ? s.k : s.n, transpose_b}, c, s.n);
 }
 
-#define LEC7_INSTANTIATE(T)                                                                                           \
-  template void linear_forward(const LinearShape&, const T*, const T*, const T*, Activation, T*);                     \
-  template void linear_backward(const LinearShape&, const T*, const T*, const T*, const T*, Activation, T*, T*, T*);  \
+#define LEC7_INSTANTIATE(T)                                                                                          \
+  template void linear_forward(const LinearShape&, const T*, const T*, const T*, Activation, T*);                    \
+  template void linear_backward(const LinearShape&, const T*, const T*, const T*, const T*, Activation, T*, T*, T*); \
   template void matmul(const MatmulShape&, const T*, bool, const T*, bool, T*);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

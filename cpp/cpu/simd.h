@@ -147,13 +147,16 @@ LEC7_INLINE V interleave_high(V a, V b, std::integer_sequence<int, I...>) {
 template <class T>
 LEC7_INLINE void transpose(Vec<T> (&rows)[W<T>]) {
   constexpr auto lanes = std::make_integer_sequence<int, W<T>>{};
-  LEC7_UNROLL for (int width = W<T>; width > 1; width /= 2) {
+  LEC7_UNROLL
+  for (int width = W<T>; width > 1; width /= 2) {
     Vec<T> next[W<T>];
-    LEC7_UNROLL for (int i = 0; i < W<T> / 2; ++i) {
+    LEC7_UNROLL
+    for (int i = 0; i < W<T> / 2; ++i) {
       next[2 * i] = interleave_low(rows[i], rows[i + W<T> / 2], lanes);
       next[2 * i + 1] = interleave_high(rows[i], rows[i + W<T> / 2], lanes);
     }
-    LEC7_UNROLL for (int i = 0; i < W<T>; ++i) rows[i] = next[i];
+    LEC7_UNROLL
+    for (int i = 0; i < W<T>; ++i) rows[i] = next[i];
   }
 }
 
@@ -162,8 +165,10 @@ template <class T>
 LEC7_INLINE T reduce_sum(Vec<T> v) {
   T lanes[W<T>];
   store(lanes, v);
-  LEC7_UNROLL for (int half = W<T> / 2; half > 0; half /= 2) {
-    LEC7_UNROLL for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+  LEC7_UNROLL
+  for (int half = W<T> / 2; half > 0; half /= 2) {
+    LEC7_UNROLL
+    for (int i = 0; i < half; ++i) lanes[i] += lanes[i + half];
   }
   return lanes[0];
 }
@@ -173,7 +178,8 @@ LEC7_INLINE T reduce_max(Vec<T> v) {  // NaN if any lane is
   T lanes[W<T>];
   store(lanes, v);
   T most = lanes[0];
-  LEC7_UNROLL for (int i = 1; i < W<T>; ++i) most = lanes[i] > most || lanes[i] != lanes[i] ? lanes[i] : most;
+  LEC7_UNROLL
+  for (int i = 1; i < W<T>; ++i) most = lanes[i] > most || lanes[i] != lanes[i] ? lanes[i] : most;
   return most;
 }
 

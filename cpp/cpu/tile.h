@@ -27,39 +27,69 @@ struct Tile {
   Vec<T> c[MR][NV];
 
   LEC7_INLINE void zero() {
-    LEC7_UNROLL for (int i = 0; i < MR; ++i) LEC7_UNROLL for (int j = 0; j < NV; ++j) c[i][j] = Vec<T>{};
+    LEC7_UNROLL
+    for (int i = 0; i < MR; ++i) LEC7_UNROLL
+    for (int j = 0; j < NV; ++j) c[i][j] = Vec<T>{};
   }
 
   // ld = 0 puts one row, a bias, into all of them.
   LEC7_INLINE void load_from(const T* p, Index ld) {
-    LEC7_UNROLL for (int i = 0; i < MR; ++i) {
-      LEC7_UNROLL for (int j = 0; j < NV; ++j) c[i][j] = load(p + i * ld + j * W<T>);
+    LEC7_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      LEC7_UNROLL
+      for (int j = 0; j < NV; ++j) c[i][j] = load(p + i * ld + j * W<T>);
     }
   }
   LEC7_INLINE void load_columns(const T* p, Index ld, Index columns) {
-    LEC7_UNROLL for (int i = 0; i < MR; ++i) {
-      LEC7_UNROLL for (int j = 0; j < NV - 1; ++j) c[i][j] = load(p + i * ld + j * W<T>);
+    LEC7_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      LEC7_UNROLL
+      for (int j = 0; j < NV - 1; ++j) c[i][j] = load(p + i * ld + j * W<T>);
       c[i][NV - 1] = load_first(p + i * ld + (NV - 1) * W<T>, columns - (NV - 1) * W<T>);
     }
   }
 
+  // C += the rows at p; ld = 0 adds one row, a bias, to all of them.
+  LEC7_INLINE void add_columns(const T* p, Index ld, Index columns) {
+    LEC7_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      LEC7_UNROLL
+      for (int j = 0; j < NV - 1; ++j) c[i][j] += load(p + i * ld + j * W<T>);
+      c[i][NV - 1] += load_first(p + i * ld + (NV - 1) * W<T>, columns - (NV - 1) * W<T>);
+    }
+  }
+
+  static LEC7_INLINE void prefetch(const T* p, Index ld) {
+    LEC7_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      LEC7_UNROLL
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(p + i * ld + j * W<T>, 1);
+    }
+  }
+
   LEC7_INLINE void store_to(T* p, Index ld) const {
-    LEC7_UNROLL for (int i = 0; i < MR; ++i) {
-      LEC7_UNROLL for (int j = 0; j < NV; ++j) store(p + i * ld + j * W<T>, c[i][j]);
+    LEC7_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      LEC7_UNROLL
+      for (int j = 0; j < NV; ++j) store(p + i * ld + j * W<T>, c[i][j]);
     }
   }
   // Only `columns` of the NV * W columns exist; the last vector is partial.
   LEC7_INLINE void store_columns(T* p, Index ld, Index columns) const {
-    LEC7_UNROLL for (int i = 0; i < MR; ++i) {
-      LEC7_UNROLL for (int j = 0; j < NV - 1; ++j) store(p + i * ld + j * W<T>, c[i][j]);
+    LEC7_UNROLL
+    for (int i = 0; i < MR; ++i) {
+      LEC7_UNROLL
+      for (int j = 0; j < NV - 1; ++j) store(p + i * ld + j * W<T>, c[i][j]);
       store_first(p + i * ld + (NV - 1) * W<T>, c[i][NV - 1], columns - (NV - 1) * W<T>);
     }
   }
 
   LEC7_INLINE void multiply_step(const Vec<T> (&b)[NV], const T* a, Index row_stride) {
-    LEC7_UNROLL for (int i = 0; i < MR; ++i) {
+    LEC7_UNROLL
+    for (int i = 0; i < MR; ++i) {
       const T s = a[i * row_stride];
-      LEC7_UNROLL for (int j = 0; j < NV; ++j) c[i][j] += s * b[j];
+      LEC7_UNROLL
+      for (int j = 0; j < NV; ++j) c[i][j] += s * b[j];
     }
   }
 
@@ -68,7 +98,8 @@ struct Tile {
   LEC7_INLINE void multiply(Index k, const T* __restrict a, Index lda, const T* __restrict b, Index ldb) {
     _Pragma("GCC unroll 1") for (Index step = 0; step < k; ++step) {
       Vec<T> row[NV];
-      LEC7_UNROLL for (int j = 0; j < NV; ++j) {
+      LEC7_UNROLL
+      for (int j = 0; j < NV; ++j) {
         row[j] = load(b + j * W<T>);
         pin(row[j]);
       }
@@ -78,14 +109,19 @@ struct Tile {
     }
   }
 
-  // As multiply on an unpacked B of which only `columns` exist: reads nothing past them.
+  // As multiply on an unpacked B of which only `columns` exist: reads nothing past them. Its rows may be pages apart,
+  // where no hardware prefetcher follows.
   template <Order order>
-  LEC7_INLINE void multiply_columns(Index k, const T* __restrict a, Index lda, const T* __restrict b, Index ldb,
-                                    Index columns) {
+  LEC7_INLINE void multiply_unpacked(Index k, const T* __restrict a, Index lda, const T* __restrict b, Index ldb,
+                                     Index columns) {
+    constexpr Index kAhead = 12;
     const Index last = columns - (NV - 1) * W<T>;
     _Pragma("GCC unroll 1") for (Index step = 0; step < k; ++step) {
       Vec<T> row[NV];
-      LEC7_UNROLL for (int j = 0; j < NV - 1; ++j) row[j] = load(b + j * W<T>);
+      LEC7_UNROLL
+      for (int j = 0; j < NV; ++j) __builtin_prefetch(b + kAhead * ldb + j * W<T>, 0, 3);
+      LEC7_UNROLL
+      for (int j = 0; j < NV - 1; ++j) row[j] = load(b + j * W<T>);
       row[NV - 1] = load_first(b + (NV - 1) * W<T>, last);
       if constexpr (order == Order::row_major) multiply_step(row, a + step, lda);
       else multiply_step(row, a + step * lda, 1);

@@ -14,11 +14,8 @@ Activation parse_activation(std::string_view op, std::string_view text);
 }  // namespace lec7
 
 LEC7_KERNELS(
-// y = activation(x), elementwise; y may be x.
-template <class T>
-void activation_forward(Activation activation, Index n, const T* x, T* y);
+    // y = activation(x), elementwise; y may be x.
+    template <class T> void activation_forward(Activation activation, Index n, const T* x, T* y);
 
-// dx = dy * activation'(y); dx may be dy.
-template <class T>
-void activation_backward(Activation activation, Index n, const T* dy, const T* y, T* dx);
-)
+    // dx = dy * activation'(y); dx may be dy.
+    template <class T> void activation_backward(Activation activation, Index n, const T* dy, const T* y, T* dx);)

@@ -5,9 +5,7 @@
 
 namespace lec7 {
 
-bool Shape::operator==(const Shape& other) const {
-  return std::equal(begin(), end(), other.begin(), other.end());
-}
+bool Shape::operator==(const Shape& other) const { return std::equal(begin(), end(), other.begin(), other.end()); }
 
 std::string Shape::str() const {
   std::string text = "(";

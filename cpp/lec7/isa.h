@@ -13,25 +13,33 @@ namespace lec7::cpu {
 
 enum class Isa { baseline, avx2, avx512 };
 
-Isa isa();                                  // in use
-const char* name(Isa isa);                  // "baseline", "avx2", "avx512"
-std::vector<std::string> built_isas();      // worst first
-std::vector<std::string> usable_isas();     // of those, the ones that this processor runs
-void set_isa(std::string_view name);        // throws std::invalid_argument
+Isa isa();                               // in use
+const char* name(Isa isa);               // "baseline", "avx2", "avx512"
+std::vector<std::string> built_isas();   // worst first
+std::vector<std::string> usable_isas();  // of those, the ones that this processor runs
+void set_isa(std::string_view name);     // throws std::invalid_argument
 
 }  // namespace lec7::cpu
 
 #if defined(LEC7_BUILD_X86)
-#define LEC7_KERNELS(...)                          \
-  namespace lec7::cpu::baseline { __VA_ARGS__ }    \
-  namespace lec7::cpu::avx2 { __VA_ARGS__ }        \
-  namespace lec7::cpu::avx512 { __VA_ARGS__ }
-#define LEC7_PICK(kernel)                                                   \
+#define LEC7_KERNELS(...)         \
+  namespace lec7::cpu::baseline { \
+  __VA_ARGS__                     \
+  }                               \
+  namespace lec7::cpu::avx2 {     \
+  __VA_ARGS__                     \
+  }                               \
+  namespace lec7::cpu::avx512 {   \
+  __VA_ARGS__                     \
+  }
+#define LEC7_PICK(kernel)                                                        \
   (::lec7::cpu::isa() == ::lec7::cpu::Isa::avx512 ? &::lec7::cpu::avx512::kernel \
    : ::lec7::cpu::isa() == ::lec7::cpu::Isa::avx2 ? &::lec7::cpu::avx2::kernel   \
                                                   : &::lec7::cpu::baseline::kernel)
 #else
-#define LEC7_KERNELS(...) \
-  namespace lec7::cpu::baseline { __VA_ARGS__ }
+#define LEC7_KERNELS(...)         \
+  namespace lec7::cpu::baseline { \
+  __VA_ARGS__                     \
+  }
 #define LEC7_PICK(kernel) (&::lec7::cpu::baseline::kernel)
 #endif

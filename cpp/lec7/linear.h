@@ -25,15 +25,12 @@ MatmulShape matmul_shape(const Shape& a, const Shape& b, bool transpose_a, bool 
 
 }  // namespace lec7
 
-LEC7_KERNELS(
-template <class T>
-void linear_forward(const LinearShape& shape, const T* x, const T* weight, const T* bias, Activation activation, T* y);
+LEC7_KERNELS(template <class T> void linear_forward(const LinearShape& shape, const T* x, const T* weight,
+                                                    const T* bias, Activation activation, T* y);
 
-// dx, dweight and dbias may be null: not wanted. y is read only where there is an activation.
-template <class T>
-void linear_backward(const LinearShape& shape, const T* dy, const T* x, const T* weight, const T* y,
-                     Activation activation, T* dx, T* dweight, T* dbias);
+             // dx, dweight and dbias may be null: not wanted. y is read only where there is an activation.
+             template <class T> void linear_backward(const LinearShape& shape, const T* dy, const T* x, const T* weight,
+                                                     const T* y, Activation activation, T* dx, T* dweight, T* dbias);
 
-template <class T>
-void matmul(const MatmulShape& shape, const T* a, bool transpose_a, const T* b, bool transpose_b, T* c);
-)
+             template <class T>
+             void matmul(const MatmulShape& shape, const T* a, bool transpose_a, const T* b, bool transpose_b, T* c);)

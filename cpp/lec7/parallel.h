@@ -93,9 +93,7 @@ void parallel_for(Index tasks, Body&& body) {
 // Cuts [0, n) into ranges of `grain` and runs body(begin, end) on each.
 template <class Body>
 void parallel_ranges(Index n, Index grain, Body&& body) {
-  parallel_for((n + grain - 1) / grain, [&](Index i) {
-    body(i * grain, (i + 1) * grain < n ? (i + 1) * grain : n);
-  });
+  parallel_for((n + grain - 1) / grain, [&](Index i) { body(i * grain, (i + 1) * grain < n ? (i + 1) * grain : n); });
 }
 
 }  // namespace lec7

@@ -44,7 +44,6 @@ def _parser() -> argparse.ArgumentParser:
         help="a language model of the characters of a text",
         description="Train a recurrent network to predict the next character of a text. With no option it "
         "learns the English prose in Python's own help and ends within minutes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         argument_default=argparse.SUPPRESS,
     )
     where = chars.add_argument_group("the run")
@@ -90,18 +89,19 @@ def _parser() -> argparse.ArgumentParser:
     sampling = commands.add_parser(
         "sample",
         help="write text with a trained network",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     sampling.add_argument(
         "run", metavar="RUN", help="a run's directory (its best checkpoint) or a checkpoint"
     )
-    sampling.add_argument("--prime", default="\n", metavar="TEXT", help="text to go on from")
-    sampling.add_argument("--length", type=_positive(int), default=1000, help="characters to write")
+    sampling.add_argument("--prime", metavar="TEXT", help="text to go on from (default: a new line)")
     sampling.add_argument(
-        "--temperature", type=float, default=0.8, help="0: always the likeliest; 1: as learned"
+        "--length", type=_positive(int), default=1000, help="characters to write (default: 1000)"
     )
-    sampling.add_argument("--seed", type=int, default=None, help="of the draws (default: another each time)")
-    sampling.add_argument("--threads", type=_positive(int), default=None, help="threads (default: all)")
+    sampling.add_argument(
+        "--temperature", type=float, default=0.8, help="0: always the likeliest; 1: as learned (default: 0.8)"
+    )
+    sampling.add_argument("--seed", type=int, help="of the draws (default: another each time)")
+    sampling.add_argument("--threads", type=_positive(int), help="threads (default: all)")
     return parser
 
 
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The reader (head, less) has seen enough; nothing is left to flush at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"lec7: {error}", file=sys.stderr)
+        print(f"lec7: {str(error) or type(error).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

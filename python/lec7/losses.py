@@ -42,7 +42,7 @@ def softmax_cross_entropy(
 
 
 def binary_cross_entropy(logits: Array, targets: Array) -> tuple[float, Array]:
-    """mean of -(t log s + (1 - t) log(1 - s)), s = sigmoid(logits); targets t in [0, 1], shaped like logits."""
+    """mean of -(t log s + (1 - t) log(1 - s)), s = sigmoid(logits); targets t in [0, 1] like logits."""
     loss = ops.binary_cross_entropy_forward(logits, targets)
     return float(loss), ops.binary_cross_entropy_backward(1.0, logits, targets)
 

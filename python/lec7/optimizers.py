@@ -21,7 +21,7 @@ Schedule = Callable[[int], float]
 
 @dataclass(kw_only=True)
 class Optimizer:
-    """``update`` moves params in place by grads * grad_scale; ``state`` and ``steps`` are what it remembers."""
+    """``update`` moves params in place, by grads * grad_scale; ``state`` and ``steps`` are its memory."""
 
     slots: ClassVar[tuple[str, ...]] = ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -75,9 +76,12 @@ class History:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self._file.close()
 
 
@@ -135,9 +139,7 @@ class Screen:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.close()
 
@@ -155,7 +157,9 @@ def stop_on_signal(trainer: Trainer, screen: Screen) -> Iterator[None]:
         if trainer.stopping:
             raise KeyboardInterrupt
         trainer.stopping = True
-        screen.say("stopping after this step (once more: stop at once)")
+        if not screen.quiet:
+            # The signal may have come in the middle of a print, which must not be entered twice.
+            os.write(2, b"\nstopping after this step (once more: stop at once)\n")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, stop) for number in signals]

@@ -13,7 +13,7 @@ from lec7.layers.base import Layer
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """One layer: ``parameters`` and ``activations`` count elements, ``bytes`` both, ``flops`` a forward pass."""
+    """One layer: ``parameters`` and ``activations`` in elements, ``bytes`` of both, ``flops`` forward."""
 
     name: str
     kind: str
@@ -29,8 +29,8 @@ class Summary(list[LayerSummary]):
 
     def __str__(self) -> str:
         head = ("layer", "output shape", "parameters", "activations", "bytes", "FLOPs")
-        numbers = [(r.parameters, r.activations, r.bytes, r.flops) for r in self]
-        numbers.append(tuple(map(sum, zip(*numbers, strict=True))) if numbers else (0, 0, 0, 0))
+        numbers = [[r.parameters, r.activations, r.bytes, r.flops] for r in self]
+        numbers.append([sum(column) for column in zip(*numbers, strict=True)])
         names = [(f"{r.name} {r.kind}".strip(), str(r.output_shape)) for r in self] + [("total", "")]
         rows = [name + tuple(f"{n:,}" for n in row) for name, row in zip(names, numbers, strict=True)]
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]

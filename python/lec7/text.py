@@ -64,6 +64,11 @@ class Vocabulary:
         self._table = np.full(int(points[-1]) + 1, -1, np.int32)
         self._table[points] = np.arange(len(points), dtype=np.int32)
 
+    @property
+    def opening(self) -> str:
+        """What to go on from where nothing is given: a new line, else the first symbol."""
+        return "\n" if "\n" in self.symbols else self.symbols[0]
+
     def __len__(self) -> int:
         return len(self.symbols)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -138,7 +139,6 @@ class CharRun:
         if trainer.epoch >= config.epochs:
             print(f"{self.directory} is finished: {trainer.epoch} epochs")
             return 0
-        history = History(self.directory / HISTORY, trainer.step_count)
         saved_at = time.monotonic()
 
         def after_step(trainer: Trainer, result: StepResult) -> None:
@@ -183,11 +183,12 @@ class CharRun:
 
         done = trainer.step_count
         with (
+            History(self.directory / HISTORY, done) as history,
             Screen(total * characters, done * characters, quiet=self.quiet) as screen,
             stop_on_signal(trainer, screen),
         ):
             screen.say(self.headline())
-            resume = f"lec7 train chars --resume {self.directory}"
+            resume = f"lec7 train chars --resume {shlex.quote(str(self.directory))}"
             try:
                 trainer.fit(self.batches, epochs=config.epochs, on_step=[after_step], on_epoch=[after_epoch])
             except KeyboardInterrupt:
@@ -201,9 +202,8 @@ class CharRun:
             best = trainer.metrics["best_loss"]
             screen.say(
                 f"best: {loss_text(best)} in epoch {trainer.metrics['best_epoch']:.0f}; "
-                f"{screen.speed:,.0f} chars/s\nwrite with it: lec7 sample {self.directory}"
+                f"{screen.speed:,.0f} chars/s\nwrite with it: lec7 sample {shlex.quote(str(self.directory))}"
             )
-        history.close()
         if self.quiet:
             print(self.directory)
         return 0
@@ -219,16 +219,17 @@ class CharRun:
 
     def show_sample(self, screen: Screen, history: History, length: int) -> None:
         step = self.trainer.step_count
-        prime = self.train_tokens[:1]
         rng = np.random.default_rng([self.config.seed, step])
-        tokens = self.model.generate(prime, length=length, temperature=0.7, rng=rng)
+        tokens = self.model.generate(
+            self.vocabulary.encode(self.vocabulary.opening), length=length, temperature=0.7, rng=rng
+        )
         text = self.vocabulary.decode(np.fromiter(tokens, np.int32))
         history.write("sample", step, text=text)
         screen.say(f"--- step {step:,} ---\n{text}\n---")
 
 
-def sample(path: str, *, prime: str, length: int, temperature: float, seed: int | None) -> int:
-    """Write ``length`` characters that go on from ``prime`` to standard output, as they are drawn."""
+def sample(path: str, *, prime: str | None, length: int, temperature: float, seed: int | None) -> int:
+    """Write ``prime`` and ``length`` characters that go on from it to standard output, as they are drawn."""
     tensors, metadata = load_run(path, BEST)
     if metadata.get("kind") != KIND:
         raise ValueError(f"{path} is not a run of `lec7 train chars`")
@@ -237,10 +238,13 @@ def sample(path: str, *, prime: str, length: int, temperature: float, seed: int 
     model = CharConfig(**metadata["config"]).model(len(symbols), np.random.default_rng(0))
     load_parameters(Parameters(model), tensors, metadata["trainer"])
     tokens = model.generate(
-        vocabulary.encode(prime), length=length, temperature=temperature, rng=np.random.default_rng(seed)
+        vocabulary.encode(vocabulary.opening if prime is None else prime),
+        length=length,
+        temperature=temperature,
+        rng=np.random.default_rng(seed),
     )
     out = sys.stdout
-    out.write(prime)
+    out.write(prime or "")
     live = out.isatty()
     for token in tokens:
         out.write(symbols[token])

@@ -16,7 +16,7 @@ class _Activation(Layer):
         y = type(self)._forward(x)
         return y, y
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         return type(self)._backward(dy, cache) if needs_dx else None
 
     def flops(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:

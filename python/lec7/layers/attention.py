@@ -37,7 +37,8 @@ def _attend(q: Array, k: Array, v: Array, heads: int, **options: Any) -> tuple[A
 
 
 def _attend_backward(dy: Array, c: _Heads, heads: int) -> tuple[Array, Array, Array]:
-    dq, dk, dv = ops.attention_backward(_split_heads(dy, heads), c.q, c.k, c.v, c.y, c.lse, **c.options)
+    backward: Any = ops.attention_backward
+    dq, dk, dv = backward(_split_heads(dy, heads), c.q, c.k, c.v, c.y, c.lse, **c.options)
     return _join_heads(dq), _join_heads(dk), _join_heads(dv)
 
 
@@ -74,7 +75,7 @@ class _Attention(Layer):
     ) -> tuple[Array, Any]:
         return self.attend(x, x, key_lengths=key_lengths, mask=mask, causal=causal)
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         dqueries, dmemory = self.attend_backward(dy, cache)
         return dqueries + dmemory if needs_dx else None
 
@@ -133,7 +134,7 @@ class Attention(_Attention):
         project_cache, heads = cache
         dqueries, dk, dv = _attend_backward(dy, heads, 1)
         if "project" in self.children:
-            dqueries = self.children["project"].backward(dqueries, project_cache)  # type: ignore[assignment]
+            dqueries = self.children["project"].backward(dqueries, project_cache)
         return dqueries, dk + dv
 
 
@@ -172,7 +173,7 @@ class MultiHeadAttention(_Attention):
     def attend_backward(self, dy: Array, cache: Any) -> tuple[Array, Array]:
         q_cache, k_cache, v_cache, heads, y_cache = cache
         djoined = self.children["output"].backward(dy, y_cache)
-        dq, dk, dv = _attend_backward(djoined, heads, self.heads)  # type: ignore[arg-type]
+        dq, dk, dv = _attend_backward(djoined, heads, self.heads)
         dqueries = self.children["query"].backward(dq, q_cache)
-        dmemory = self.children["key"].backward(dk, k_cache) + self.children["value"].backward(dv, v_cache)  # type: ignore[operator]
-        return dqueries, dmemory  # type: ignore[return-value]
+        dmemory = self.children["key"].backward(dk, k_cache) + self.children["value"].backward(dv, v_cache)
+        return dqueries, dmemory

@@ -55,21 +55,19 @@ class Layer:
             yield from child.owners(f"{prefix}{name}.")
 
     def _gather(self, kind: str) -> dict[str, Array]:
-        if not self.children:
-            return getattr(self, kind)
         return {p + name: a for p, layer in self.owners() for name, a in getattr(layer, kind).items()}
 
     @property
     def params(self) -> dict[str, Array]:
-        return self._gather("_params")
+        return self._gather("_params") if self.children else self._params
 
     @property
     def grads(self) -> dict[str, Array]:
-        return self._gather("_grads")
+        return self._gather("_grads") if self.children else self._grads
 
     @property
     def buffers(self) -> dict[str, Array]:
-        return self._gather("_buffers")
+        return self._gather("_buffers") if self.children else self._buffers
 
     @contextmanager
     def keeping_buffers(self) -> Iterator[None]:
@@ -89,7 +87,7 @@ class Layer:
     def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         """Add to ``grads``; return dx, or None where ``needs_dx`` is False or x has no gradient."""
         raise NotImplementedError(f"{type(self).__name__} has no backward")
 

@@ -23,13 +23,13 @@ class Sequential(Layer):
             caches.append(cache)
         return x, caches
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         layers = list(self.children.values())
         # Below the first layer that learns, nobody asks for a gradient.
         first = 0 if needs_dx else next((i for i, layer in enumerate(layers) if layer.params), len(layers))
-        grad: Array | None = dy
+        grad = dy
         for i in range(len(layers) - 1, first - 1, -1):
-            grad = layers[i].backward(grad, cache[i], needs_dx=needs_dx or i > first)  # type: ignore[arg-type]
+            grad = layers[i].backward(grad, cache[i], needs_dx=needs_dx or i > first)
         return grad if needs_dx else None
 
 
@@ -51,7 +51,7 @@ class Residual(Layer):
             raise ValueError(f"Residual: the layer's output {y.shape} and the shortcut {around.shape} differ")
         return y + around, (cache, shortcut_cache)
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         around: Array | None = dy
         if "shortcut" in self.children:
             around = self.children["shortcut"].backward(dy, cache[1], needs_dx=needs_dx)
@@ -78,7 +78,7 @@ class Concat(Layer):
         ends = np.cumsum([y.shape[self.axis] for y in ys])[:-1]
         return np.concatenate(ys, axis=self.axis), (caches, ends)
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         caches, ends = cache
         dx: Array | None = None
         parts = np.split(dy, ends, axis=self.axis)
@@ -94,7 +94,7 @@ class Flatten(Layer):
     def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
         return x.reshape(x.shape[0], -1), x.shape
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         return dy.reshape(cache) if needs_dx else None
 
 
@@ -134,13 +134,14 @@ class Recurrent(Layer):
 
     def forward(self, x: Array, *, training: bool = False, lengths: Array | None = None) -> tuple[Array, Any]:
         steps = x[np.newaxis] if self.mode == "one_to_one" else x
-        state: State | None = tuple(self._buffers.values()) or None
+        names = ("h", "c")[: self.layer.state_size]
+        state: State | None = tuple(self._buffers[name] for name in names) if self._buffers else None
         hs, cache = self.layer.forward(steps, training=training, state=state, lengths=lengths)
         if self.carry:
-            self._buffers.update(zip(("h", "c"), cache.state, strict=False))
+            self._buffers.update(zip(names, cache.state, strict=True))
         return (hs if self.mode == "many_to_many" else cache.state[0]), cache
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         if self.mode == "many_to_many":
             return self.layer.backward(dy, cache, needs_dx=needs_dx)
         dstate = (dy, *(None,) * (self.layer.state_size - 1))

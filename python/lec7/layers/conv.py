@@ -58,7 +58,7 @@ class _Conv(Layer):
         y = convolve(x, self.params["weight"], self.params.get("bias"), **self._options)
         return y, (x, y if self._options["activation"] else None)
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         x, y = cache
         needs = [*(["dx"] if needs_dx else []), *("d" + name for name in self.params)]
         backward = getattr(ops, f"conv{self.dims}d_backward")

@@ -35,7 +35,7 @@ class Dropout(Layer):
         draw = {"p": self.p, "seed": seed, "offset": offset, "whole_channels": self.whole_channels}
         return ops.dropout_forward(x, **draw), draw
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         if not needs_dx:
             return None
         return dy if cache is None else ops.dropout_backward(dy, **cache)

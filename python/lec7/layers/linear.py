@@ -39,7 +39,7 @@ class Linear(Layer):
         y = ops.linear_forward(x, self.params["weight"], self.params.get("bias"), activation=self.activation)
         return y, (x, y if self.activation else None)
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         x, y = cache
         needs = [*(["dx"] if needs_dx else []), *("d" + name for name in self.params)]
         dx, dweight, dbias = ops.linear_backward(

@@ -42,7 +42,7 @@ class _Pool(Layer):
     def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
         return self._op("forward")(x, **self._options), x.shape
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         return self._op("backward")(dy, x_shape=cache, **self._options) if needs_dx else None
 
     def flops(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
@@ -57,7 +57,7 @@ class _MaxPool(_Pool):
         y, argmax = self._op("forward")(x, **self._options)
         return y, (argmax, x.shape)
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         argmax, x_shape = cache
         return self._op("backward")(dy, argmax, x_shape=x_shape) if needs_dx else None
 
@@ -142,7 +142,7 @@ class _GlobalPool(Layer):
         y, cache = pool.forward(x)
         return y.reshape(x.shape[0], x.shape[-1]), (pool, cache, y.shape)
 
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         pool, pool_cache, y_shape = cache
         return pool.backward(dy.reshape(y_shape), pool_cache, needs_dx=needs_dx)
 

@@ -76,7 +76,7 @@ class RecurrentLayer(Layer):
         )
         return hs, RecurrentCache(x, initial, hs, tuple(last), saved, lengths)
 
-    def backward(self, dy: Array, cache: RecurrentCache, *, needs_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: RecurrentCache, *, needs_dx: bool = True) -> Any:
         return self.backward_state(dy, None, cache, needs_dx=needs_dx, needs_dstate=False)[0]
 
     def backward_state(

@@ -6,8 +6,8 @@ connections between layers, never along time).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from typing import cast
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class CharLM(Sequential):
         super().__init__(self.embedding, *stack, self.output)
 
     def evaluate(self, tokens: Array, *, chunk: int = 1000) -> float:
-        """Mean cross-entropy in nats of tokens[1:], each given all before it: the state is carried throughout."""
+        """Mean cross-entropy in nats of tokens[1:], each given all before it (the state is carried)."""
         total = 0.0
         with self.keeping_buffers():
             self.reset()
@@ -68,8 +68,8 @@ class CharLM(Sequential):
         softmax's distribution and needs no normalization.
         Source:  Gumbel 1954; Maddison, Tarlow, Minka 2014, section 2.
         """
-        if temperature < 0:
-            raise ValueError(f"generate: the temperature is not negative, got {temperature}")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"generate: the temperature is 0 or more, got {temperature}")
         if not len(prime):
             raise ValueError("generate: the prime has at least one token")
         table = self.embedding.params["weight"]
@@ -116,7 +116,7 @@ def text_batches(
         start = rng.integers(len(tokens))
         # Time-major, so that every chunk is a view.
         places = start + np.arange(length + 1)[:, np.newaxis] + length * np.arange(batch)
-        streams = cast(Array, tokens.take(places, mode="wrap"))
+        streams = tokens.take(places, mode="wrap")
         for k in range(chunks):
             t = k * steps
             yield streams[t : t + steps], streams[t + 1 : t + steps + 1]

@@ -97,4 +97,4 @@ def pad_spatial(x: ndarray, pads: Pads, value: float = 0) -> ndarray:
 def crop_spatial(x: ndarray, pads: Pads, size: Sequence[int]) -> ndarray:
     """The inverse of pad_spatial."""
     inner = (slice(before, before + n) for (before, _), n in zip(pads, size, strict=True))
-    return x[(slice(None), *inner, slice(None))]
+    return np.ascontiguousarray(x[(slice(None), *inner, slice(None))])

@@ -95,10 +95,12 @@ def _scores(
     scale: float | None,
 ) -> ndarray:
     """s (N, heads, Tq, Tk), -inf where a key is hidden."""
-    if not q.ndim == k.ndim == v.ndim == 4:
-        raise ValueError(f"attention: q, k, v must have 4 axes; q = {q.shape}, k = {k.shape}, v = {v.shape}")
-    expect_shape("attention", "k (N, heads, Tk, d)", k, (*q.shape[:2], k.shape[2], q.shape[3]))
-    expect_shape("attention", "v (N, heads, Tk, dv)", v, (*k.shape[:3], v.shape[3]))
+    four_axes = q.ndim == k.ndim == v.ndim == 4
+    if not four_axes or k.shape != (*q.shape[:2], k.shape[2], q.shape[3]) or v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            "attention: q, k and v must agree in N and heads, q and k in d, k and v in Tk; "
+            f"q (N, heads, Tq, d) = {q.shape}, k (N, heads, Tk, d) = {k.shape}, v (N, heads, Tk, dv) = {v.shape}"
+        )
     queries, keys = q.shape[2], k.shape[2]
     s = _scale(q, scale) * (q @ _transpose(k))
     if mask is not None:

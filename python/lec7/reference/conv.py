@@ -265,7 +265,7 @@ def _sum_of_outer_products(cells: ndarray, dz: ndarray) -> ndarray:
 
 def _rotate(weight: ndarray, rank: int) -> ndarray:
     """The filter turned by 180 degrees in space."""
-    return np.flip(weight, axis=tuple(range(rank)))
+    return np.ascontiguousarray(np.flip(weight, axis=tuple(range(rank))))
 
 
 def _geometry(

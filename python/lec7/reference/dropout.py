@@ -1,5 +1,7 @@
 """Dropout of units or of whole channels, with a mask that is drawn again instead of stored."""
 
+import math
+
 import numpy as np
 from numpy import ndarray
 
@@ -29,7 +31,7 @@ def dropout_forward(
     if whole_channels and x.ndim < 2:
         raise ValueError(f"dropout: whole_channels needs x (N, ..., C); x = {x.shape}")
     shape = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1]) if whole_channels else x.shape
-    count = int(np.prod(shape))
+    count = math.prod(shape)
     kept = random_words(count, seed, offset).reshape(shape) >= int(p * 2**32)
     return np.where(kept, x * x.dtype.type(1 / (1 - p)), 0)
 

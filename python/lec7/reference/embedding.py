@@ -3,7 +3,7 @@
 import numpy as np
 from numpy import ndarray
 
-from ._checks import expect_indices, expect_shape
+from ._checks import expect_indices
 
 
 def embedding_forward(tokens: ndarray, weight: ndarray) -> ndarray:
@@ -33,7 +33,10 @@ def embedding_backward(dy: ndarray, tokens: ndarray, *, num_embeddings: int) -> 
     Raises:  ValueError: a token is outside [0, V); dy does not fit.  TypeError: tokens not int32|int64.
     """
     expect_indices("embedding", "tokens", tokens, num_embeddings)
-    expect_shape("embedding", "dy (..., D)", dy, (*tokens.shape, *dy.shape[-1:]))
+    if dy.shape[:-1] != tokens.shape or dy.ndim == 0:
+        raise ValueError(
+            f"embedding: one row for each token; dy (..., D) = {dy.shape}, tokens = {tokens.shape}"
+        )
     dweight = np.zeros((num_embeddings, dy.shape[-1]), dy.dtype)
     np.add.at(dweight, tokens, dy)
     return dweight

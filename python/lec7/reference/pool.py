@@ -1,5 +1,6 @@
 """Pooling of signals, images and volumes: maximum, average and sum over windows, one tap at a time."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -134,7 +135,7 @@ def _max_forward(
     )
     size = x.shape[1:-1]
     padded = pad_spatial(pad_spatial(x, pads), beyond)
-    index = np.arange(np.prod(size), dtype=np.int32).reshape(1, *size, 1)
+    index = np.arange(math.prod(size), dtype=np.int32).reshape(1, *size, 1)
     index = pad_spatial(pad_spatial(index, pads, -1), beyond, -1)  # -1: not a cell of x
     y = np.full((x.shape[0], *output, x.shape[-1]), -np.inf, x.dtype)
     argmax = np.full(y.shape, -1, np.int32)
@@ -159,7 +160,7 @@ def _max_backward(op: str, rank: int, dy: ndarray, argmax: ndarray, x_shape: Seq
             f"{op}: dy and x_shape must have {rank + 2} axes and agree in N and C; "
             f"dy (N, ..., C) = {dy.shape}, x_shape (N, ..., C) = {tuple(x_shape)}"
         )
-    cells = int(np.prod(x_shape[1:-1]))
+    cells = math.prod(x_shape[1:-1])
     expect_indices(op, "argmax", argmax, cells, start=-1)
     n, *_, c = np.indices(dy.shape, sparse=True)
     n, c = np.broadcast_to(n, dy.shape), np.broadcast_to(c, dy.shape)

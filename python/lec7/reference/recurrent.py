@@ -508,16 +508,25 @@ def _check_step(
     bias: ndarray | None = None,
     **states: ndarray | None,
 ) -> None:
-    """Shapes of x (..., N, D), of weights with `gates` gates, and of states that each end in (N, H)."""
-    rows, hidden = x.shape[-2], weight_h.shape[0]
-    expect_shape(op, "weight_x (D, G*H)", weight_x, (x.shape[-1], gates * hidden))
-    expect_shape(op, "weight_h (H, G*H)", weight_h, (hidden, gates * hidden))
-    if bias is not None:
-        expect_shape(op, "bias (G*H,)", bias, (gates * hidden,))
-    for name, state in states.items():
-        if state is not None:
-            steps = x.shape[:-2] if name in ("hs", "dhs") else ()
-            expect_shape(op, name, state, (*steps, rows, hidden))
+    """Shapes of x (..., N, D), of weights with `gates` gates, and of the states, each (N, H) or (T, N, H)."""
+    arrays = {"x": x, **states, "weight_x": weight_x, "weight_h": weight_h, "bias": bias}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    listed = ", ".join(f"{name} = {array.shape}" for name, array in arrays.items())
+    steps = () if op.endswith("_step") else x.shape[:1]
+    if x.ndim != len(steps) + 2 or weight_h.ndim != 2:
+        raise ValueError(f"{op}: x must have {len(steps) + 2} axes and weight_h 2; {listed}")
+    (rows, inputs), hidden = x.shape[-2:], weight_h.shape[0]
+    expected = {name: (rows, hidden) for name in states} | {
+        "hs": (*steps, rows, hidden),
+        "dhs": (*steps, rows, hidden),
+        "weight_x": (inputs, gates * hidden),
+        "weight_h": (hidden, gates * hidden),
+        "bias": (gates * hidden,),
+        "x": x.shape,
+    }
+    for name, array in arrays.items():
+        if array.shape != expected[name]:
+            raise ValueError(f"{op}: {name} must have shape {expected[name]}; {listed}")
 
 
 def _check_sequence(
@@ -530,8 +539,6 @@ def _check_sequence(
     lengths: ndarray | None,
     **states: ndarray | None,
 ) -> None:
-    if x.ndim != 3:
-        raise ValueError(f"{op}: x must be (T, N, D); x = {x.shape}")
     _check_step(op, gates, x, weight_x, weight_h, bias, **states)
     if lengths is not None:
         expect_shape(op, "lengths (N,)", lengths, x.shape[1:2])

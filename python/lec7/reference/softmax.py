@@ -202,7 +202,10 @@ def _targets(
     """The weighted target t (..., K) of every row, and the divisor of the mean."""
     op = "softmax_cross_entropy"
     classes = logits.shape[-1]
-    expect_shape(op, "labels (...)", labels, logits.shape[:-1])
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{op}: one label for each row; logits (..., K) = {logits.shape}, labels = {labels.shape}"
+        )
     expect_indices(op, "labels", labels, classes, ignore=ignore_index)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"{op}: label_smoothing must be in [0, 1], is {label_smoothing}")

@@ -1,0 +1,38 @@
+// Python values that are not arrays.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <optional>
+
+#include "arrays.h"
+#include "lec7/indices.h"
+
+namespace lec7::bindings {
+
+// Is it an int, or a NumPy integer?
+inline bool is_integer(py::handle value) { return PyIndex_Check(value.ptr()) && !PySequence_Check(value.ptr()); }
+
+// ValueError where it does not fit 64 bits, TypeError where it is no integer.
+inline Index parse_integer(std::string_view op, const char* argument, py::handle value) {
+  if (!is_integer(value)) {
+    throw py::type_error(std::string(op) + ": " + argument + " is an integer; got " + std::string(py::repr(value)));
+  }
+  const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
+  if (!number) throw py::error_already_set();
+  int overflow = 0;
+  const Index result = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
+  if (overflow != 0) fail(op, std::string(argument) + " is out of range: " + std::string(py::str(value)));
+  return result;
+}
+
+inline std::optional<Index> parse_optional_integer(std::string_view op, const char* argument, py::handle value) {
+  if (value.is_none()) return std::nullopt;
+  return parse_integer(op, argument, value);
+}
+
+inline Indices indices_of(const Array& array) {
+  return {array.data<void>(), array.dtype() == DType::int64, array.shape().size()};
+}
+
+}  // namespace lec7::bindings

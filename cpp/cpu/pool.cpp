@@ -1,0 +1,262 @@
+// pooling: vectors of channels, every cell of the result written once, all bound by memory.
+//
+// Sums go backward in gather form: an input cell adds up the windows that it is in. The maximum cannot, because argmax
+// alone does not tell which windows those are: it scatters, over so few channels that the part of dx which they touch
+// stays in the second-level cache. AVX-512's scatter instruction is no faster than sixteen scalar additions.
+#include "lec7/pool.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "lec7/memory.h"
+#include "lec7/parallel.h"
+#include "simd.h"
+
+namespace lec7::cpu::LEC7_ISA {
+namespace {
+
+constexpr Index kGrain = 1 << 14;        // numbers of the result a task
+constexpr Index kSlabBytes = 512 << 10;  // of dx under one task's scatter
+
+// Calls body(c, vectors, lanes) on groups of channels: four whole vectors at a time, to hide the latency of a chain
+// over the window's cells, then the rest by single vectors.
+template <class T, class Body>
+LEC7_INLINE void for_channels(Index channels, Body&& body) {
+  constexpr auto all = std::integral_constant<Index, W<T>>{};
+  Index c = 0;
+  for (; c + 4 * W<T> <= channels; c += 4 * W<T>) body(c, std::integral_constant<int, 4>{}, all);
+  for (; c + W<T> <= channels; c += W<T>) body(c, std::integral_constant<int, 1>{}, all);
+  if (c < channels) body(c, std::integral_constant<int, 1>{}, channels - c);
+}
+
+// Calls body(n, d, h) on the rows of a batch of images, on all threads.
+template <class Body>
+void for_image_rows(Index batch, Index depth, Index height, Index row_size, Body&& body) {
+  parallel_ranges(batch * depth * height, std::max<Index>(1, kGrain / std::max<Index>(1, row_size)),
+                  [&](Index begin, Index end) {
+                    for (Index row = begin; row < end; ++row) {
+                      body(row / (depth * height), row / height % depth, row % height);
+                    }
+                  });
+}
+
+// The cells of x under one window.
+struct Cells {
+  Range d, h, w;     // taps
+  Index d0, h0, w0;  // origin
+  const PoolShape& shape;
+
+  LEC7_INLINE bool empty() const { return d.begin == d.end || h.begin == h.end || w.begin == w.end; }
+  LEC7_INLINE Index first() const { return cell(d.begin, h.begin) + w.begin * shape.windows[2].dilation; }
+
+  template <class Body>
+  LEC7_INLINE void for_each(Body&& body) const {
+    const Index step = shape.windows[2].dilation;
+    for (Index kd = d.begin; kd < d.end; ++kd) {
+      for (Index kh = h.begin; kh < h.end; ++kh) {
+        const Index row = cell(kd, kh);
+        for (Index kw = w.begin; kw < w.end; ++kw) body(row + kw * step);
+      }
+    }
+  }
+
+ private:
+  LEC7_INLINE Index cell(Index kd, Index kh) const {
+    const Index depth = d0 + kd * shape.windows[0].dilation, height = h0 + kh * shape.windows[1].dilation;
+    return (depth * shape.x.size[1] + height) * shape.x.size[2] + w0;
+  }
+};
+
+// Calls body(n, o, cells) on every window: image n, output cell o.
+template <class Body>
+LEC7_INLINE void for_windows(const PoolShape& s, Body&& body) {
+  const auto& [wd, wh, ww] = s.windows;
+  for_image_rows(s.x.batch, wd.out, wh.out, ww.out * s.x.channels,
+                 [&, wd = wd, wh = wh, ww = ww](Index n, Index d, Index h) {
+                   for (Index w = 0; w < ww.out; ++w) {
+                     body(n, (d * wh.out + h) * ww.out + w,
+                          Cells{wd.taps(d), wh.taps(h), ww.taps(w), wd.origin(d), wh.origin(h), ww.origin(w), s});
+                   }
+                 });
+}
+
+template <class T>
+LEC7_INLINE void store_int32(std::int32_t* p, Vec<Bits<T>> v, Index n) {
+  if constexpr (sizeof(T) == 4) {
+    std::memcpy(p, &v, static_cast<std::size_t>(n) * 4);
+  } else {
+    for (Index i = 0; i < n; ++i) p[i] = static_cast<std::int32_t>(v[i]);
+  }
+}
+
+// 1 / count of each output cell, or 1.
+template <class T>
+void fill_scales(const PoolShape& s, Average average, T* scales) {
+  const auto count = [&](int axis, Index o) {
+    Window w = s.windows[axis];
+    if (average == Average::padded_cells) {
+      w.in += w.pad_before + w.pad_after;
+      w.pad_before = 0;
+    }
+    const Range taps = w.taps(o);
+    return taps.end - taps.begin;
+  };
+  for (Index d = 0; d < s.windows[0].out; ++d) {
+    for (Index h = 0; h < s.windows[1].out; ++h) {
+      const Index plane = count(0, d) * count(1, h);
+      for (Index w = 0; w < s.windows[2].out; ++w) {
+        const Index cells = average == Average::none ? 1 : std::max<Index>(1, plane * count(2, w));
+        *scales++ = 1 / static_cast<T>(cells);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+void max_pool_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax) {
+  constexpr T lowest = -std::numeric_limits<T>::infinity();
+  using VI = Vec<Bits<T>>;
+  for_windows(s, [&](Index n, Index o, const Cells& cells) LEC7_LAMBDA_INLINE {
+    const T* const image = x + n * s.cells_in() * s.x.channels;
+    const Index out = (n * s.cells_out() + o) * s.x.channels;
+    const VI nobody = broadcast(static_cast<Bits<T>>(cells.empty() ? -1 : cells.first()));
+    for_channels<T>(s.x.channels, [&](Index c, auto vectors, auto lanes) LEC7_LAMBDA_INLINE {
+      constexpr int kVectors = vectors;
+      Vec<T> most[kVectors];
+      VI winner[kVectors];
+      LEC7_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        most[v] = broadcast(lowest);
+        winner[v] = nobody;
+      }
+      cells.for_each([&](Index cell) LEC7_LAMBDA_INLINE {
+        const VI index = broadcast(static_cast<Bits<T>>(cell));
+        LEC7_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+          const Vec<T> value = load_lanes(image + cell * s.x.channels + c + v * W<T>, lanes);
+          const VI better = (value > most[v]) | ((value != value) & (most[v] == most[v]));
+          most[v] = better ? value : most[v];
+          winner[v] = better ? index : winner[v];
+        }
+      });
+      LEC7_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        store_lanes(y + out + c + v * W<T>, most[v], lanes);
+        store_int32<T>(argmax + out + c + v * W<T>, winner[v], lanes);
+      }
+    });
+  });
+}
+
+namespace {
+
+template <class T, class I>
+Index scatter(const MaxPoolBackwardShape& s, const T* dy, const I* argmax, T* dx) {
+  // Whole cache lines of channels, as many as fit the slab.
+  const Index line = 64 / static_cast<Index>(sizeof(T));
+  const Index fitting = kSlabBytes / static_cast<Index>(sizeof(T)) / std::max<Index>(1, s.cells_in);
+  const Index width = std::clamp(fitting / line * line, std::min(line, s.channels), s.channels);
+  const Index blocks = width == 0 ? 0 : (s.channels + width - 1) / width;
+  const Index nowhere = s.batch * s.cells_out * s.channels;
+  std::atomic<Index> bad{nowhere};
+  const auto scatter_block = [&](Index task) {
+    const Index n = task / blocks, c0 = task % blocks * width, columns = std::min(width, s.channels - c0);
+    T* const image = dx + n * s.cells_in * s.channels + c0;
+    for (Index cell = 0; cell < s.cells_in; ++cell) std::fill_n(image + cell * s.channels, columns, T{0});
+    for (Index o = 0; o < s.cells_out; ++o) {
+      const Index at = (n * s.cells_out + o) * s.channels + c0;
+      for (Index c = 0; c < columns; ++c) {
+        const Index cell = argmax[at + c];
+        if (static_cast<std::uint64_t>(cell) < static_cast<std::uint64_t>(s.cells_in)) {
+          image[cell * s.channels + c] += dy[at + c];
+        } else if (cell != -1) {
+          Index earliest = bad.load();
+          while (at + c < earliest && !bad.compare_exchange_weak(earliest, at + c)) {
+          }
+          return;
+        }
+      }
+    }
+  };
+  const bool small = s.batch * (s.cells_in + s.cells_out) * s.channels < kGrain;
+  parallel_region(small ? 1 : s.batch * blocks,
+                  [&](const Team& team) { team.for_each(s.batch * blocks, scatter_block); });
+  return bad < nowhere ? bad.load() : -1;
+}
+
+}  // namespace
+
+template <class T>
+Index max_pool_backward(const MaxPoolBackwardShape& s, const T* dy, const Indices& argmax, T* dx) {
+  if (argmax.wide) return scatter(s, dy, static_cast<const std::int64_t*>(argmax.data), dx);
+  return scatter(s, dy, static_cast<const std::int32_t*>(argmax.data), dx);
+}
+
+template <class T>
+void sum_pool_forward(const PoolShape& s, Average average, const T* x, T* y) {
+  memory::Buffer<T> scales(s.cells_out());
+  fill_scales(s, average, scales.data());
+  for_windows(s, [&](Index n, Index o, const Cells& cells) LEC7_LAMBDA_INLINE {
+    const T* const image = x + n * s.cells_in() * s.x.channels;
+    T* const out = y + (n * s.cells_out() + o) * s.x.channels;
+    for_channels<T>(s.x.channels, [&](Index c, auto vectors, auto lanes) LEC7_LAMBDA_INLINE {
+      constexpr int kVectors = vectors;
+      Vec<T> sum[kVectors] = {};
+      cells.for_each([&](Index cell) LEC7_LAMBDA_INLINE {
+        LEC7_UNROLL
+        for (int v = 0; v < kVectors; ++v) sum[v] += load_lanes(image + cell * s.x.channels + c + v * W<T>, lanes);
+      });
+      LEC7_UNROLL
+      for (int v = 0; v < kVectors; ++v) store_lanes(out + c + v * W<T>, sum[v] * scales[o], lanes);
+    });
+  });
+}
+
+template <class T>
+void sum_pool_backward(const PoolShape& s, Average average, const T* dy, T* dx) {
+  memory::Buffer<T> scales(s.cells_out());
+  fill_scales(s, average, scales.data());
+  const auto& [wd, wh, ww] = s.windows;
+  for_image_rows(s.x.batch, wd.in, wh.in, ww.in * s.x.channels,
+                 [&, wd = wd, wh = wh, ww = ww](Index n, Index d, Index h) {
+                   const T* const image = dy + n * s.cells_out() * s.x.channels;
+                   T* const row = dx + ((n * wd.in + d) * wh.in + h) * ww.in * s.x.channels;
+                   const Range ds = wd.outputs(d), hs = wh.outputs(h);
+                   for (Index w = 0; w < ww.in; ++w) {
+                     const Range ws = ww.outputs(w);
+                     for_channels<T>(s.x.channels, [&](Index c, auto vectors, auto lanes) LEC7_LAMBDA_INLINE {
+                       constexpr int kVectors = vectors;
+                       Vec<T> sum[kVectors] = {};
+                       for (Index od = ds.begin; od < ds.end; ++od) {
+                         if (!wd.sees(od, d)) continue;
+                         for (Index oh = hs.begin; oh < hs.end; ++oh) {
+                           if (!wh.sees(oh, h)) continue;
+                           for (Index ow = ws.begin; ow < ws.end; ++ow) {
+                             if (!ww.sees(ow, w)) continue;
+                             const Index o = (od * wh.out + oh) * ww.out + ow;
+                             LEC7_UNROLL
+                             for (int v = 0; v < kVectors; ++v) {
+                               sum[v] += scales[o] * load_lanes(image + o * s.x.channels + c + v * W<T>, lanes);
+                             }
+                           }
+                         }
+                       }
+                       LEC7_UNROLL
+                       for (int v = 0; v < kVectors; ++v)
+                         store_lanes(row + w * s.x.channels + c + v * W<T>, sum[v], lanes);
+                     });
+                   }
+                 });
+}
+
+#define LEC7_INSTANTIATE(T)                                                                    \
+  template void max_pool_forward(const PoolShape&, const T*, T*, std::int32_t*);               \
+  template Index max_pool_backward(const MaxPoolBackwardShape&, const T*, const Indices&, T*); \
+  template void sum_pool_forward(const PoolShape&, Average, const T*, T*);                     \
+  template void sum_pool_backward(const PoolShape&, Average, const T*, T*);
+LEC7_INSTANTIATE(float)
+LEC7_INSTANTIATE(double)
+
+}  // namespace lec7::cpu::LEC7_ISA

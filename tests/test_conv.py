@@ -1,0 +1,253 @@
+import numpy as np
+import pytest
+from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
+from lec7 import _cpu, reference
+from numpy.lib.stride_tricks import sliding_window_view
+
+GRADIENTS = ("dx", "dweight", "dbias")
+
+# Shape of x, shape of weight, parameters.
+CASES = [
+    # 1d
+    ((2, 11, 3), (3, 3, 5), {}),
+    ((1, 1, 1), (1, 1, 1), {}),
+    ((0, 7, 2), (3, 2, 4), {"padding": 1}),
+    ((2, 11, 3), (4, 3, 5), {"stride": 2, "padding": ((1, 2),), "activation": "relu"}),
+    ((2, 12, 4), (3, 4, 6), {"dilation": 2, "padding": "same", "flip": True}),
+    ((1, 5, 2), (2, 2, 3), {"padding": 4, "stride": 3}),
+    ((2, 3, 2), (7, 2, 3), {"padding": 2}),
+    ((2, 13, 6), (3, 2, 9), {"groups": 3, "padding": (1,), "activation": "tanh"}),
+    ((2, 9, 8), (3, 1, 8), {"groups": 8, "padding": "same_lower", "dilation": 3}),
+    ((1, 40, 1), (17, 1, 33), {"stride": 5}),
+    # 2d
+    ((2, 6, 7, 3), (3, 3, 3, 4), {}),
+    ((2, 5, 6, 8), (1, 1, 8, 16), {}),
+    ((2, 5, 6, 8), (1, 1, 8, 17), {"stride": 2, "activation": "relu"}),
+    ((0, 5, 5, 3), (3, 3, 3, 4), {"padding": "same", "activation": "sigmoid"}),
+    ((1, 7, 9, 3), (3, 3, 3, 5), {"padding": 1, "activation": "relu"}),
+    ((3, 7, 9, 5), (3, 3, 5, 7), {"padding": 1, "stride": 2}),
+    ((1, 8, 8, 4), (2, 4, 4, 6), {"padding": "same"}),
+    ((1, 8, 8, 4), (2, 4, 4, 6), {"padding": "same_lower", "stride": (3, 2)}),
+    (
+        (2, 9, 8, 2),
+        (3, 2, 2, 3),
+        {"padding": ((0, 3), (2, 1)), "stride": (1, 2), "dilation": (2, 3), "flip": True},
+    ),
+    ((1, 4, 4, 2), (3, 3, 2, 3), {"padding": 5, "stride": 2}),
+    ((1, 2, 2, 2), (3, 3, 2, 3), {"padding": 3, "dilation": 2}),
+    ((1, 3, 3, 2), (1, 1, 2, 3), {"padding": (1, 2)}),
+    ((1, 23, 25, 3), (11, 11, 3, 9), {"stride": 4, "padding": 2, "activation": "relu"}),
+    ((2, 6, 5, 6), (3, 3, 3, 4), {"groups": 2, "padding": 1, "flip": True}),
+    ((2, 7, 6, 17), (3, 3, 1, 17), {"groups": 17, "padding": 1, "activation": "relu"}),
+    ((2, 7, 6, 4), (3, 3, 1, 8), {"groups": 4, "padding": "same", "stride": 2}),
+    ((1, 6, 6, 4), (6, 6, 4, 10), {}),
+    ((1, 1, 9, 3), (1, 5, 3, 4), {"padding": (0, 2), "activation": "tanh"}),
+    ((1, 9, 1, 3), (5, 1, 3, 4), {"padding": (2, 0)}),
+    ((1, 14, 14, 67), (3, 3, 67, 33), {"padding": 1}),
+    ((1, 5, 5, 300), (3, 3, 300, 20), {"padding": 1, "activation": "relu"}),
+    *(((2, 5, 6, n), (3, 2, n, 5), {"padding": 1}) for n in SIZES),
+    *(((2, 5, 6, 5), (2, 3, 5, n), {"padding": 1, "activation": "relu"}) for n in SIZES),
+    *(((2, 3, n, 4), (3, 3, 4, 6), {"padding": 1}) for n in SIZES),
+    # 3d
+    ((2, 4, 5, 6, 3), (2, 3, 3, 3, 4), {}),
+    (
+        (1, 4, 5, 6, 4),
+        (3, 3, 3, 2, 6),
+        {"padding": 1, "stride": (1, 2, 2), "groups": 2, "activation": "relu"},
+    ),
+    ((1, 5, 4, 4, 2), (2, 2, 2, 2, 3), {"padding": "same", "dilation": (2, 1, 1), "flip": True}),
+    ((0, 3, 3, 3, 2), (2, 2, 2, 2, 3), {"padding": ((0, 1), (1, 0), (2, 2))}),
+]
+
+
+def functions(ops, x):
+    name = f"conv{x.ndim - 2}d"
+    return getattr(ops, f"{name}_forward"), getattr(ops, f"{name}_backward")
+
+
+def forward_and_backward(parameters):
+    def run(ops, x, weight, bias, dy):
+        forward, backward = functions(ops, x)
+        y = forward(x, weight, bias, **parameters)
+        return y, *backward(dy, x, weight, y=y, **parameters)
+
+    return run
+
+
+def operands(rng, x_shape, weight_shape, parameters):
+    x, weight, bias = normal(rng, *x_shape), normal(rng, *weight_shape), normal(rng, weight_shape[-1])
+    forward, _ = functions(reference, x)
+    return x, weight, bias, normal(rng, *forward(x, weight, **parameters).shape)
+
+
+def test_conv_worked_examples():
+    x, weight = np.array([1.0, 2, 3, 5]).reshape(1, 4, 1), np.array([1.0, 0, -2]).reshape(3, 1, 1)
+
+    def conv(**parameters):
+        return reference.conv1d_forward(x, weight, **parameters).ravel()
+
+    np.testing.assert_array_equal(conv(), [-5, -8])
+    np.testing.assert_array_equal(conv(flip=True), [1, 1])
+    np.testing.assert_array_equal(conv(padding=1), [-4, -5, -8, 3])
+    np.testing.assert_array_equal(conv(padding="same", stride=2), [-5, 3])  # one cell of padding, at the end
+    np.testing.assert_array_equal(conv(padding="same_lower", stride=2), [-4, -8])
+    np.testing.assert_array_equal(conv(padding=((2, 0),), dilation=2), [-6, -10])
+    image = np.arange(1.0, 10).reshape(1, 3, 3, 1)
+    diagonal = np.array([[1.0, 0], [0, -1]]).reshape(2, 2, 1, 1)
+    y = reference.conv2d_forward(image, diagonal, np.array([0.5]))
+    np.testing.assert_array_equal(y[0, :, :, 0], [[-3.5, -3.5], [-3.5, -3.5]])
+    dy = np.array([[1.0, 2], [0, 0]]).reshape(1, 2, 2, 1)
+    dx, dweight, dbias = reference.conv2d_backward(dy, image, diagonal)
+    np.testing.assert_array_equal(dx[0, :, :, 0], [[1, 2, 0], [0, -1, -2], [0, 0, 0]])
+    np.testing.assert_array_equal(dweight[:, :, 0, 0], [[5, 8], [14, 17]])
+    np.testing.assert_array_equal(dbias, [3])
+
+
+def test_conv_flipped_is_the_convolution_of_mathematics(rng):
+    a, b = rng.standard_normal(9), rng.standard_normal(4)
+    y = reference.conv1d_forward(a.reshape(1, -1, 1), b.reshape(-1, 1, 1), padding=3, flip=True)
+    np.testing.assert_allclose(y.ravel(), np.convolve(a, b), rtol=1e-12, atol=1e-12)
+
+
+def test_conv_is_a_product_with_every_window(rng):
+    x, weight = rng.standard_normal((2, 6, 7, 3)), rng.standard_normal((3, 2, 3, 4))
+    windows = sliding_window_view(x, (3, 2), axis=(1, 2))
+    expected = np.einsum("nijcab,abcf->nijf", windows, weight)
+    np.testing.assert_allclose(reference.conv2d_forward(x, weight), expected, rtol=1e-12, atol=1e-12)
+    strided = reference.conv2d_forward(x, weight, stride=(2, 3))
+    np.testing.assert_allclose(strided, expected[:, ::2, ::3], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "parameters"), [c for c in CASES if np.prod(c[0]) + np.prod(c[1]) < 300]
+)
+def test_conv_gradients(x_shape, weight_shape, parameters, rng):
+    def forward(x, weight, bias):
+        return functions(reference, x)[0](x, weight, bias, **parameters)
+
+    def backward(dy, x, weight, bias):
+        return functions(reference, x)[1](dy, x, weight, y=forward(x, weight, bias), **parameters)
+
+    check_gradients(forward, backward, *operands(rng, x_shape, weight_shape, parameters)[:3])
+
+
+@pytest.mark.parametrize(("x_shape", "weight_shape", "parameters"), CASES)
+def test_conv_agrees(x_shape, weight_shape, parameters, backend, rng):
+    agrees(
+        "conv", backend, forward_and_backward(parameters), *operands(rng, x_shape, weight_shape, parameters)
+    )
+
+
+def test_conv_without_bias_agrees(backend, rng):
+    for x_shape, weight_shape, parameters in CASES[3:5] + CASES[14:16]:
+        x, weight, _, dy = operands(rng, x_shape, weight_shape, parameters)
+        agrees("conv", backend, forward_and_backward(parameters), x, weight, None, dy)
+
+
+def test_conv_of_whole_numbers_is_exact(backend, rng):
+    for x_shape, weight_shape, parameters in CASES:
+        x, weight, bias, dy = (
+            rng.integers(-5, 6, a.shape).astype(np.float32)
+            for a in operands(rng, x_shape, weight_shape, parameters)
+        )
+        linear = {key: value for key, value in parameters.items() if key != "activation"}
+        run = forward_and_backward(linear)
+        for result, expected in zip(
+            run(backend, x, weight, bias, dy), run(reference, x, weight, bias, dy), strict=True
+        ):
+            np.testing.assert_array_equal(result, expected, err_msg=f"{x_shape} {weight_shape} {parameters}")
+
+
+def test_conv_honours_needs(backend, rng):
+    for x_shape, weight_shape, parameters in CASES[3:4] + CASES[14:15] + CASES[-3:-2]:
+        x, weight, bias, dy = operands(rng, x_shape, weight_shape, parameters)
+        y = functions(backend, x)[0](x, weight, bias, **parameters)
+
+        def backward(ops, needs, x=x, weight=weight, dy=dy, y=y, parameters=parameters):
+            return functions(ops, x)[1](dy, x, weight, y=y, needs=needs, **parameters)
+
+        honours_needs(backend, backward, GRADIENTS)
+
+
+def test_conv_bits_do_not_depend_on_threads(backend, rng):
+    for x_shape, weight_shape, parameters in (
+        ((4, 400, 16), (5, 16, 33), {"padding": 2, "activation": "relu"}),
+        ((3, 31, 33, 19), (3, 3, 19, 35), {"padding": 1, "activation": "relu"}),
+        ((2, 30, 30, 24), (3, 3, 1, 24), {"padding": 1, "groups": 24}),
+        ((1, 28, 28, 64), (1, 1, 64, 65), {}),
+        ((2, 8, 14, 15, 6), (3, 3, 3, 6, 17), {"padding": 1}),
+    ):
+        same_bits(
+            backend, forward_and_backward(parameters), *operands(rng, x_shape, weight_shape, parameters)
+        )
+
+
+def test_conv_rejects_shapes():
+    x, weight, bias = (
+        np.zeros((8, 32, 32, 4), np.float32),
+        np.zeros((3, 3, 3, 16), np.float32),
+        np.zeros(16, np.float32),
+    )
+    for ops in (_cpu, reference):
+        for wrong in (weight, weight[:, :, :1]):
+            rejects(ValueError, ("conv2d", x.shape, wrong.shape), ops.conv2d_forward, x, wrong)
+        x3 = x[..., :3]
+        for wrong in (x3[0], x3[None], x3[0, 0]):
+            rejects(ValueError, ("conv2d", wrong.shape, weight.shape), ops.conv2d_forward, wrong, weight)
+        for wrong in (weight[0], weight[None], weight[0, 0]):
+            rejects(ValueError, ("conv2d", x3.shape, wrong.shape), ops.conv2d_forward, x3, wrong)
+        for wrong in (bias[:1], bias[None], bias[:15]):
+            rejects(ValueError, ("conv2d", wrong.shape), ops.conv2d_forward, x3, weight, wrong)
+        for wrong in (weight[:0], weight[:, :0]):
+            rejects(ValueError, ("conv2d",), ops.conv2d_forward, x3, wrong)
+        for wrong in (x3[:, :0], x3[:, :, :0], x3[:, :2]):
+            rejects(ValueError, ("conv2d",), ops.conv2d_forward, wrong, weight)
+        rejects(ValueError, ("conv2d", "groups", x3.shape), ops.conv2d_forward, x3, weight, groups=3)
+        rejects(ValueError, ("conv1d", x3[0].shape, weight.shape), ops.conv1d_forward, x3[0], weight)
+        rejects(ValueError, ("conv3d", x3.shape), ops.conv3d_forward, x3, weight[None])
+        for shape in ((8, 30, 30, 15), (8, 30, 29, 16), (1, 30, 30, 16), (8, 30, 16)):
+            dy = np.zeros(shape, np.float32)
+            rejects(ValueError, ("conv2d", shape), ops.conv2d_backward, dy, x3, weight)
+        dy = np.zeros((8, 30, 30, 16), np.float32)
+        rejects(ValueError, ("conv2d", "y"), ops.conv2d_backward, dy, x3, weight, activation="relu")
+        y = dy[:1]
+        rejects(ValueError, (y.shape,), ops.conv2d_backward, dy, x3, weight, activation="relu", y=y)
+    rejects(
+        TypeError, ("conv2d", "float64", weight.shape), _cpu.conv2d_forward, x3, weight.astype(np.float64)
+    )
+    rejects(TypeError, ("conv2d", "uint8", x3.shape), _cpu.conv2d_forward, x3.astype(np.uint8), weight)
+
+
+def test_conv_rejects_parameters():
+    x, weight = np.zeros((1, 6, 6, 2), np.float32), np.zeros((3, 3, 2, 4), np.float32)
+    dy = np.zeros((1, 4, 4, 4), np.float32)
+    big, huge = 2**31, 2**62
+    wrong = [
+        *({"stride": bad} for bad in (0, -1, (1, 0), (1, 1, 1), (1,), ())),
+        *({"dilation": bad} for bad in (0, -1, (1, -2), (1, 1, 1), huge, (1, 2**63 - 1), big)),
+        *(
+            {"padding": bad}
+            for bad in (-1, (1, -1), ((0, -1), (0, 0)), (1,), (1, 1, 1), ((1, 1),), "full", "")
+        ),
+        *({"groups": bad} for bad in (0, -1, 3)),
+        {"activation": "swish"},
+    ]
+    for ops in (_cpu, reference):
+        for parameters in wrong:
+            rejects(ValueError, ("conv2d",), ops.conv2d_forward, x, weight, **parameters)
+            rejects(ValueError, ("conv2d",), ops.conv2d_backward, dy, x, weight, **parameters)
+    for padding in (huge, 2**63 - 1, (big, big), ((huge, huge), (0, 0))):
+        rejects(ValueError, ("conv2d",), _cpu.conv2d_forward, x, weight, padding=padding)
+        rejects(ValueError, ("conv2d",), _cpu.conv2d_backward, dy, x, weight, padding=padding)
+    for parameters in (
+        {"stride": 1.5},
+        {"stride": None},
+        {"padding": 1.5},
+        {"padding": None},
+        {"dilation": "1"},
+    ):
+        rejects((TypeError, ValueError), (), _cpu.conv2d_forward, x, weight, **parameters)
+    for name in ("stride", "padding", "dilation", "groups"):
+        rejects((TypeError, ValueError, OverflowError), (), _cpu.conv2d_forward, x, weight, **{name: 2**70})
+    y = _cpu.conv2d_forward(x, weight, stride=huge)
+    assert y.shape == (1, 1, 1, 4)

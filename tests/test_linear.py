@@ -1,0 +1,168 @@
+import itertools
+
+import numpy as np
+import pytest
+from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
+from lec7 import _cpu, reference
+
+ACTIVATIONS = (None, "relu", "sigmoid", "tanh")
+GRADIENTS = ("dx", "dweight", "dbias")
+
+
+def forward_and_backward(activation=None):
+    def run(ops, x, weight, bias, dy):
+        y = ops.linear_forward(x, weight, bias, activation=activation)
+        return y, *ops.linear_backward(dy, x, weight, y=y, activation=activation)
+
+    return run
+
+
+def operands(rng, rows, inputs, outputs):
+    shapes = ((*rows, inputs), (inputs, outputs), (outputs,), (*rows, outputs))
+    return [normal(rng, *shape) for shape in shapes]
+
+
+def test_linear_worked_example():
+    x, weight, bias = (
+        np.array([[1.0, 2.0]]),
+        np.array([[3.0, 4.0, 0.0], [5.0, 6.0, -8.0]]),
+        np.array([0.5, 0.0, 1.0]),
+    )
+    np.testing.assert_array_equal(reference.linear_forward(x, weight, bias), [[13.5, 16, -15]])
+    y = reference.linear_forward(x, weight, bias, activation="relu")
+    np.testing.assert_array_equal(y, [[13.5, 16, 0]])
+    dx, dweight, dbias = reference.linear_backward(
+        np.array([[1.0, -1.0, 7.0]]), x, weight, y=y, activation="relu"
+    )
+    np.testing.assert_array_equal(dx, [[-1, -1]])
+    np.testing.assert_array_equal(dweight, [[1, -1, 0], [2, -2, 0]])
+    np.testing.assert_array_equal(dbias, [1, -1, 0])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_linear_gradients(activation, rng):
+    def forward(x, weight, bias):
+        return reference.linear_forward(x, weight, bias, activation=activation)
+
+    def backward(dy, x, weight, bias):
+        y = forward(x, weight, bias)
+        return reference.linear_backward(dy, x, weight, y=y, activation=activation)
+
+    check_gradients(forward, backward, *operands(rng, (2, 3), 4, 5)[:3])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_linear_agrees(activation, backend, rng):
+    run = forward_and_backward(activation)
+    for n in SIZES:
+        for rows, inputs, outputs in ((n, 7, 5), (5, n, 7), (7, 5, n)):
+            agrees("linear", backend, run, *operands(rng, (rows,), inputs, outputs))
+
+
+@pytest.mark.parametrize("rows", [(), (0,), (2, 3), (2, 0, 3), (1, 1), (64,), (97,)])
+def test_linear_of_any_leading_shape_agrees(rows, backend, rng):
+    agrees("linear", backend, forward_and_backward("tanh"), *operands(rng, rows, 33, 65))
+
+
+def test_linear_without_bias_agrees(backend, rng):
+    x, weight, _, dy = operands(rng, (6,), 19, 23)
+    agrees("linear", backend, forward_and_backward(), x, weight, None, dy)
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(130, 517, 70), (33, 1031, 257), (1, 2053, 300), (300, 3, 301), (4, 700, 1)]
+)
+def test_linear_of_many_blocks_agrees(m, k, n, backend, rng):
+    agrees("linear", backend, forward_and_backward("relu"), *operands(rng, (m,), k, n))
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1, 1), (2, 5, 3), (16, 16, 16), (17, 33, 9), (67, 129, 131), (3, 0, 4)]
+)
+def test_matmul_agrees(m, k, n, backend, rng):
+    for transpose_a, transpose_b in itertools.product((False, True), repeat=2):
+        a, b = (
+            normal(rng, *((k, m) if transpose_a else (m, k))),
+            normal(rng, *((n, k) if transpose_b else (k, n))),
+        )
+        agrees(
+            "matmul",
+            backend,
+            lambda ops, a, b, ta=transpose_a, tb=transpose_b: (
+                ops.matmul(a, b, transpose_a=ta, transpose_b=tb),
+            ),
+            a,
+            b,
+        )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matmul_of_whole_numbers_is_exact(dtype, backend, rng):
+    # No rounding happens, so that a single misplaced element in any block or edge shows.
+    for m, k, n in itertools.product((1, 2, 6, 15, 50, 131), (1, 9, 300), (1, 8, 17, 95, 260)):
+        a, b = (rng.integers(-9, 10, shape).astype(dtype) for shape in ((m, k), (k, n)))
+        expected = a @ b
+        np.testing.assert_array_equal(backend.matmul(a, b), expected)
+        np.testing.assert_array_equal(backend.matmul(a.T.copy(), b, transpose_a=True), expected)
+        np.testing.assert_array_equal(backend.matmul(a, b.T.copy(), transpose_b=True), expected)
+
+
+@pytest.mark.slow
+def test_matmul_of_large_whole_numbers_is_exact(backend, rng):
+    for m, k, n in ((1031, 2053, 1500), (64, 4096, 4608), (2, 9216, 4096)):
+        a, b = (rng.integers(-9, 10, shape).astype(np.float32) for shape in ((m, k), (k, n)))
+        np.testing.assert_array_equal(backend.matmul(a, b), a @ b)
+
+
+def test_matmul_keeps_nan_and_infinity_in_place(backend):
+    a, b = np.ones((9, 20), np.float32), np.ones((20, 18), np.float32)
+    a[4, 7] = np.nan
+    b[3, 11] = np.inf
+    expected = np.full((9, 18), 20, np.float32)
+    expected[:, 11] = np.inf
+    expected[4] = np.nan
+    np.testing.assert_array_equal(backend.matmul(a, b), expected)
+
+
+def test_linear_honours_needs(backend, rng):
+    x, weight, _, dy = operands(rng, (13,), 21, 34)
+    y = backend.linear_forward(x, weight, activation="tanh")
+    honours_needs(
+        backend,
+        lambda ops, needs: ops.linear_backward(dy, x, weight, y=y, activation="tanh", needs=needs),
+        GRADIENTS,
+    )
+
+
+def test_linear_bits_do_not_depend_on_threads(backend, rng):
+    same_bits(backend, forward_and_backward("sigmoid"), *operands(rng, (257,), 300, 129))
+    same_bits(backend, forward_and_backward(), *operands(rng, (3,), 1100, 900))
+    same_bits(backend, forward_and_backward(), *operands(rng, (2000,), 5, 3))
+    same_bits(backend, lambda ops, a, b: (ops.matmul(a, b),), normal(rng, 2, 5000), normal(rng, 5000, 70))
+
+
+def test_linear_rejects():
+    x, weight, bias = np.zeros((4, 3), np.float32), np.zeros((3, 5), np.float32), np.zeros(5, np.float32)
+    dy = np.zeros((4, 5), np.float32)
+    for ops in (_cpu, reference):
+        rejects(ValueError, ("linear", (4, 3), (5, 3)), ops.linear_forward, x, weight.T)
+        rejects(ValueError, ("linear", (4, 3), (1, 3, 5)), ops.linear_forward, x, weight[None])
+        rejects(ValueError, ("linear", (), (3, 5)), ops.linear_forward, x[0, 0], weight)
+        rejects(ValueError, ("linear", (1,)), ops.linear_forward, x, weight, bias[:1])
+        rejects(ValueError, ("linear", (1, 5)), ops.linear_forward, x, weight, bias[None])
+        rejects(ValueError, ("linear", "swish"), ops.linear_forward, x, weight, activation="swish")
+        rejects(ValueError, ("linear", "activation"), ops.linear_forward, x, weight, activation="")
+        rejects(ValueError, ("linear", (5, 4)), ops.linear_backward, dy.T, x, weight)
+        rejects(ValueError, ("linear", (1, 5)), ops.linear_backward, dy[:1], x, weight)
+        rejects(ValueError, ("linear", "y"), ops.linear_backward, dy, x, weight, activation="tanh")
+        y = dy[:, :1]
+        rejects(ValueError, ("(4, 1)",), ops.linear_backward, dy, x, weight, y=y, activation="tanh")
+        rejects(ValueError, ("matmul", (1, 4, 3)), ops.matmul, x[None], weight)
+        rejects(ValueError, ("matmul", (3,)), ops.matmul, x, weight[:, 0])
+    rejects(ValueError, ("matmul", (4, 3), (5, 3)), _cpu.matmul, x, weight.T)
+    rejects(ValueError, ("matmul", (4, 3), (3, 5)), _cpu.matmul, x, weight, transpose_a=True)
+    rejects(TypeError, ("linear", "float64", (3, 5)), _cpu.linear_forward, x, weight.astype(np.float64))
+    rejects(TypeError, ("linear", "int64", (4, 3)), _cpu.linear_forward, x.astype(np.int64), weight)
+    rejects(TypeError, ("linear", "float16", (5,)), _cpu.linear_forward, x, weight, bias.astype(np.float16))
+    rejects(TypeError, ("matmul", "int32", (3, 5)), _cpu.matmul, x, weight.astype(np.int32))
+    rejects(ValueError, ("linear", "needs"), _cpu.linear_backward, dy, x, weight, needs="dx")

@@ -1,0 +1,89 @@
+"""The reference, the compiled backend and lec7.ops have the same ops with the same signatures."""
+
+import ast
+import importlib
+import inspect
+import re
+
+import lec7
+import numpy as np
+import pytest
+from conftest import required
+from lec7 import _cpu, ops, reference
+
+
+def compiled_signature(function):
+    """Names, kinds and defaults of the parameters, from the first line of a pybind11 docstring."""
+    text = function.__doc__.splitlines()[0]
+    inside = text[text.index("(") + 1 : text.rindex(")", 0, text.rindex("->"))]
+    parts, depth = [""], 0
+    for character in inside:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    parameters, kind = [], inspect.Parameter.POSITIONAL_OR_KEYWORD
+    for part in (part.strip() for part in parts if part.strip()):
+        if part == "*":
+            kind = inspect.Parameter.KEYWORD_ONLY
+            continue
+        declaration, _, default = part.partition(" = ")
+        name = re.match(r"\w+", declaration).group()
+        value = ast.literal_eval(default) if default else inspect.Parameter.empty
+        parameters.append((name, kind, value))
+    return parameters
+
+
+def signature(function):
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def test_surface_is_complete():
+    assert len(reference.__all__) == 66
+    assert sorted(ops.__all__) == sorted(reference.__all__)
+    compiled = {
+        name for name, value in vars(_cpu).items() if name.endswith(("_forward", "_backward", "_update_"))
+    }
+    assert compiled <= set(reference.__all__)
+
+
+@pytest.mark.parametrize("name", reference.__all__)
+def test_surface_of_op(name):
+    function = getattr(reference, name)
+    assert signature(getattr(ops, name)) == signature(function)
+    assert getattr(ops, name).__doc__ == function.__doc__
+    assert compiled_signature(getattr(_cpu, name)) == signature(function)
+
+
+@pytest.mark.parametrize("name", reference.__all__)
+def test_docstring_of_op(name):
+    text = getattr(reference, name).__doc__
+    assert "Args:" in text
+    if not name.endswith(("_update_", "scale_", "global_norm")):
+        assert "Returns:" in text
+    shared = re.search(r"[Pp]arameters:|parameters: those of|[Pp]arameters: as", text)
+    for parameter in inspect.signature(getattr(reference, name)).parameters:
+        assert re.search(rf"\b{parameter}\b", text) or shared, parameter
+
+
+def test_ops_run_the_backend_in_use():
+    x = np.linspace(-3, 3, 101, dtype=np.float32)
+    compiled, plain = _cpu.sigmoid_forward(x), reference.sigmoid_forward(x)
+    assert ops.sigmoid_forward(x).tobytes() == compiled.tobytes()
+    with lec7.use_backend("reference"):
+        assert ops.sigmoid_forward(x).tobytes() == plain.tobytes()
+        with lec7.use_backend("cpu"):
+            assert ops.sigmoid_forward(x).tobytes() == compiled.tobytes()
+    assert ops.sigmoid_forward(x).tobytes() == compiled.tobytes()
+    with pytest.raises(ValueError, match="nonsense"), lec7.use_backend("nonsense"):
+        pass
+
+
+@pytest.mark.parametrize("name", sorted(required()) or ["nothing"])
+def test_required_is_there(name):
+    """What LEC7_REQUIRE names can run here."""
+    if name == "cuda":
+        importlib.import_module("lec7._cuda")
+    elif name != "nothing":
+        assert name in _cpu._usable_isas()
