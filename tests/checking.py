@@ -20,9 +20,10 @@ TOLERANCE = {
     "activation_backward": (4, False),  # 1 - y cancels where y is near 1
     "softmax": (8, True),
     "log_softmax": (4, False),
-    "softmax_cross_entropy": (4, False),
-    "binary_cross_entropy": (4, False),
-    "mean_squared_error": (4, False),
+    "softmax_backward": (4, False),
+    "softmax_cross_entropy": (8, False),
+    "binary_cross_entropy": (16, False),
+    "mean_squared_error": (16, False),
     "dropout": (0, True),
     "embedding": (4, False),
     "linear": (8, False),
@@ -35,9 +36,9 @@ TOLERANCE = {
     "lstm": (8, False),
     "gru": (8, False),
     "attention": (8, False),
-    "sgd": (2, True),
-    "rmsprop": (8, True),
-    "adam": (8, True),
+    "sgd": (4, False),
+    "rmsprop": (8, False),
+    "adam": (8, False),
     "global_norm": (1, True),
     "scale": (0, True),
 }
@@ -52,10 +53,11 @@ def normal(rng: np.random.Generator, *shape: int) -> ndarray:
     return rng.standard_normal(shape, np.float32)
 
 
-def agrees(op: str, backend: ModuleType, run: Run, *arrays: Any) -> None:
+def agrees(op: str, backend: ModuleType, run: Run, *arrays: Any, floor: float = 0) -> None:
     """`run(ops, *arrays)` gives with the backend what it gives with the reference, in float32 and float64.
 
     Strided arrays, and contiguous ones at another alignment, give the same bits; no input is changed.
+    `floor` is the least scale: the size of the terms where they may cancel in every element of a result.
     """
     exact, single = run(reference, *_as(np.float64, arrays)), run(reference, *arrays)
     for dtype, expected in ((np.float32, single), (np.float64, exact)):
@@ -67,7 +69,7 @@ def agrees(op: str, backend: ModuleType, run: Run, *arrays: Any) -> None:
         assert len(results) == len(expected)
         for i, result in enumerate(results):
             where = f"{op}: result {i}, {dtype.__name__}, {backend._isa()}"
-            _close(op, where, result, expected[i], single[i], exact[i])
+            _close(op, where, result, expected[i], single[i], exact[i], floor)
         for layout in (_strided, _shifted):
             again = run(backend, *(layout(a) if isinstance(a, ndarray) else a for a in inputs))
             _same(f"{op}: {layout.__name__} inputs", results, again)
@@ -78,7 +80,7 @@ def _as(dtype: type, arrays: Sequence[Any]) -> list[Any]:
     return [a.astype(dtype) if isinstance(a, ndarray) and a.dtype.kind == "f" else a for a in arrays]
 
 
-def _close(op: str, where: str, result: Any, expected: Any, single: Any, exact: Any) -> None:
+def _close(op: str, where: str, result: Any, expected: Any, single: Any, exact: Any, floor: float) -> None:
     if expected is None or result is None:
         assert result is expected, where
         return
@@ -94,7 +96,7 @@ def _close(op: str, where: str, result: Any, expected: Any, single: Any, exact: 
     elif finite.any():
         k, by_element = TOLERANCE[op]
         result, single, exact = (a[finite].astype(np.float64) for a in (result, single, exact))
-        error, scale = np.abs(single - exact), np.abs(exact)
+        error, scale = np.abs(single - exact), np.maximum(np.abs(exact), floor)
         if not by_element:
             error, scale = error.max(), scale.max()
         eps32, info = np.finfo(np.float32).eps, np.finfo(expected.dtype)

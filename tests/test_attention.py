@@ -164,12 +164,9 @@ def test_attention_rejects(rng):
             rejects(ValueError, (op, wrong.shape), forward, q, wrong, v)
         for wrong in (v[0], v[:1], v[:, :1], v[:, :, :4]):
             rejects(ValueError, (op, wrong.shape), forward, q, k, wrong)
-        for shape in ((4, 4), (2, 3, 5), (3, 1, 4, 5), (1, 2, 3, 4, 5), (2, 1, 1, 1, 5)):
-            wrong = np.ones(shape, bool)
-            rejects(ValueError, (op, shape), forward, q, k, v, mask=wrong)
         for bad in (-1, 6, 2**40):
             lengths = np.array([1, bad])
-            rejects(ValueError, (op, bad, "(1,)"), forward, q, k, v, key_lengths=lengths)
+            rejects(ValueError, (op, bad), forward, q, k, v, key_lengths=lengths)
         for lengths in (np.array([1]), np.array([[1, 1]])):
             rejects(ValueError, (op, lengths.shape), forward, q, k, v, key_lengths=lengths)
         rejects(TypeError, (op, "float64", (2,)), forward, q, k, v, key_lengths=np.array([1.0, np.nan]))
@@ -179,6 +176,9 @@ def test_attention_rejects(rng):
             rejects(ValueError, (op, wrong.shape), backward, dy, q, k, v, wrong, lse)
         for wrong in (lse[:1], lse[..., :1], lse[0]):
             rejects(ValueError, (op, wrong.shape), backward, dy, q, k, v, y, wrong)
+    for shape in ((4, 4), (2, 3, 5), (3, 1, 4, 5), (1, 2, 3, 4, 5), (2, 1, 1, 1, 5)):
+        wrong = np.ones(shape, bool)
+        rejects(ValueError, (op, shape), _cpu.attention_forward, q, k, v, mask=wrong)
     rejects(TypeError, (op, "float64", k.shape), _cpu.attention_forward, q, k.astype(np.float64), v)
     rejects(TypeError, (op, "float16", q.shape), _cpu.attention_forward, q.astype(np.float16), k, v)
     for dtype in (np.float64, np.int64, np.uint8):

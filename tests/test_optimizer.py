@@ -191,7 +191,7 @@ def test_update_rejects(name, count):
             rejects(ValueError, (op, (4, 6)), getattr(_cpu, op), *arrays, **extra)
         arrays = [*good[:i], [[0.0] * 6] * 4, *good[i + 1 :]]
         rejects(TypeError, (op,), getattr(_cpu, op), *arrays, **extra)
-    for bad in ({"lr": np.nan}, {"lr": -0.1}, {"weight_decay": -1.0}):
+    for bad in ({"lr": np.nan}, {"lr": np.inf}, {"weight_decay": np.nan}, {"grad_scale": -np.inf}):
         rejects(ValueError, (op, next(iter(bad))), getattr(_cpu, op), *good, **{**extra, **bad})
 
 
@@ -219,7 +219,6 @@ def test_update_rejects_parameters():
         rejects(
             ValueError, ("rmsprop_update_", next(iter(bad))), _cpu.rmsprop_update_, x, y, z, lr=0.1, **bad
         )
-    rejects(ValueError, ("sgd_update_", "momentum"), _cpu.sgd_update_, x, y, z, lr=0.1, momentum=-0.1)
     rejects(TypeError, (), _cpu.adam_update_, x, y, z, w, lr=0.1, step=1.5)
     rejects(TypeError, ("global_norm", "int32", (5,)), _cpu.global_norm, x.astype(np.int32))
     rejects(TypeError, ("scale_", "int32", (5,)), _cpu.scale_, x.astype(np.int32), 2.0)

@@ -7,12 +7,12 @@ REDUCTIONS = ("mean", "sum", "none")
 LOSSES = ("binary_cross_entropy", "mean_squared_error")
 
 
-def forward_and_backward(name):
-    def run(ops, x, dy):
-        y = getattr(ops, f"{name}_forward")(x)
-        return y, getattr(ops, f"{name}_backward")(dy, y)
+def forward(name):
+    return lambda ops, x: (getattr(ops, f"{name}_forward")(x),)
 
-    return run
+
+def backward(name):
+    return lambda ops, dy, y: (getattr(ops, f"{name}_backward")(dy, y),)
 
 
 def cross_entropy(**parameters):
@@ -126,9 +126,11 @@ def test_loss_gradients(name, reduction, rng):
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_softmax_agrees(name, backend, rng):
-    run = forward_and_backward(name)
     for shape in ((0, 5), (2, 3, 5), (1009,), *((3, k) for k in SIZES), *((n, 3) for n in SIZES)):
-        agrees(name, backend, run, 3 * normal(rng, *shape), normal(rng, *shape))
+        x, dy = 3 * normal(rng, *shape), normal(rng, *shape)
+        (y,) = forward(name)(reference, x)
+        agrees(name, backend, forward(name), x)
+        agrees("softmax_backward", backend, backward(name), dy, y, floor=1)
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
@@ -140,7 +142,8 @@ def test_softmax_of_extreme_rows_agrees(name, backend, rng):
     x[3, 5:] = -np.inf
     x[4, 7] = 3e38
     x[5] = -3e38
-    agrees(name, backend, forward_and_backward(name), x, normal(rng, 6, 21))
+    agrees(name, backend, forward(name), x)
+    agrees("softmax_backward", backend, backward(name), normal(rng, 6, 21), forward(name)(reference, x)[0])
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
@@ -164,7 +167,9 @@ def test_cross_entropy_agrees(reduction, parameters, weighted, backend, rng):
             labels[rng.random(labels.shape) < 0.3] = -100
         class_weight = rng.uniform(0.5, 2, shape[-1]).astype(np.float32) if weighted else None
         dy = upstream(rng, shape[:-1], reduction)
-        agrees("softmax_cross_entropy", backend, run, 3 * normal(rng, *shape), labels, class_weight, dy)
+        floor = 2 * np.abs(dy).max(initial=0) if shape[-1] == 1 else 0  # one class: all terms cancel
+        logits = 3 * normal(rng, *shape)
+        agrees("softmax_cross_entropy", backend, run, logits, labels, class_weight, dy, floor=floor)
 
 
 def test_cross_entropy_of_extreme_logits_agrees(backend, rng):
@@ -255,8 +260,11 @@ def test_losses_accept_a_number_as_dy(backend, rng):
 
 def test_softmax_bits_do_not_depend_on_threads(backend, rng):
     for shape in ((1500, 97), (3, 70_001)):
-        same_bits(backend, forward_and_backward("softmax"), normal(rng, *shape), normal(rng, *shape))
-        same_bits(backend, forward_and_backward("log_softmax"), normal(rng, *shape), normal(rng, *shape))
+        for name in ("softmax", "log_softmax"):
+            same_bits(backend, forward(name), normal(rng, *shape))
+            same_bits(
+                backend, backward(name), normal(rng, *shape), forward(name)(backend, normal(rng, *shape))[0]
+            )
         labels = rng.integers(0, shape[1], shape[0])
         weight = rng.uniform(0.5, 2, shape[1]).astype(np.float32)
         run = cross_entropy(reduction="mean", label_smoothing=0.1)

@@ -272,7 +272,7 @@ def test_read_text(tmp_path: Path) -> None:
 
 def test_default_text_is_english_prose() -> None:
     text = default_text()
-    assert 100_000 < len(text) < 2_000_000
+    assert 100_000 < len(text) < 300_000
     words = text.lower().split()
     assert sum(word == "the" for word in words) > 0.04 * len(words)
     assert text.isascii() or sum(not c.isascii() for c in text) < 0.01 * len(text)

@@ -62,6 +62,7 @@ PYBIND11_MODULE(_cpu, m) {
 
   bind_activation(m);
   bind_attention(m);
+  bind_conv(m);
   bind_dropout(m);
   bind_embedding(m);
   bind_linear(m);

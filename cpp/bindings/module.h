@@ -7,6 +7,7 @@ namespace lec7::bindings {
 
 void bind_activation(pybind11::module_& m);
 void bind_attention(pybind11::module_& m);
+void bind_conv(pybind11::module_& m);
 void bind_dropout(pybind11::module_& m);
 void bind_embedding(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);

@@ -20,6 +20,7 @@ namespace {
 constexpr Index kSkinnyRows = 12;
 constexpr Index kDotRows = 4;
 constexpr Index kFewRows = 256;
+constexpr Index kFewBlock = 192;          // rows of a block of B there: 24 KiB, in L1
 constexpr Index kRowBlock = 120;        // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
 constexpr Index kTasks = 24;            // tasks that a large product is cut into at least, where its sizes allow
 constexpr Index kSerialWork = 1 << 18;  // multiplications under which a second thread does not pay
@@ -196,12 +197,15 @@ template <class T>
 void gemm_few_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc, const T* bias,
                    Activation activation, Index threads) {
   const Index panels = PackedB<T>::panels(n);
-  const Index block = PackedB<T>::block_rows(k);
+  const Index blocks = (k + kFewBlock - 1) / kFewBlock;
+  const Index block = (k + blocks - 1) / blocks;
+  const Index scratch = (2 * block + m) * kPanel<T>;
   threads = std::min(threads, panels);
-  memory::Buffer<T> packed(std::min<Index>(threads, num_threads()) * 2 * block * kPanel<T>);
+  memory::Buffer<T> buffer(std::min<Index>(threads, num_threads()) * scratch);
   parallel_region(threads, [&](const Team& team) {
-    T* current = packed.data() + 2 * team.thread * block * kPanel<T>;
+    T* current = buffer.data() + team.thread * scratch;
     T* next = current + block * kPanel<T>;
+    T* const sum = buffer.data() + team.thread * scratch + 2 * block * kPanel<T>;
     team.for_each(panels, [&](Index panel) {
       const Index j = panel * kPanel<T>;
       const Index width = std::min(kPanel<T>, n - j);
@@ -212,8 +216,7 @@ void gemm_few_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, 
         const Index next_k0 = k0 + rows;
         const Index next_rows = std::min(block, k - next_k0);
         // Before each tile, its share of the next block of B is packed and the share after it prefetched, so that B
-        // comes from memory while the tiles compute. Prefetching the whole block would not do: rows of B a power of two
-        // apart share a few sets of L2.
+        // comes from memory while the tiles compute.
         const auto pack_share = [&](Index i, Index tile_rows) -> Upcoming<T> {
           if (next_rows == 0) return {};
           if (b.transposed) {
@@ -225,15 +228,20 @@ void gemm_few_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, 
           return {b.data + (next_k0 + to) * b.ld + j, b.ld, std::min(next_rows - to, to - from)};
         };
         if (a.transposed) {
-          multiply_panel<T, Order::transposed>(m, a.data + k0 * a.ld, a.ld, rows, current, width, c + j, ldc, bias_j,
+          multiply_panel<T, Order::transposed>(m, a.data + k0 * a.ld, a.ld, rows, current, width, sum, kPanel<T>, bias_j,
                                                k0 > 0, pack_share);
         } else {
-          multiply_panel<T, Order::row_major>(m, a.data + k0, a.ld, rows, current, width, c + j, ldc, bias_j, k0 > 0,
+          multiply_panel<T, Order::row_major>(m, a.data + k0, a.ld, rows, current, width, sum, kPanel<T>, bias_j, k0 > 0,
                                               pack_share);
         }
         std::swap(current, next);
       }
-      activate_rows(activation, m, width, c + j, ldc);
+      activate_rows(activation, m, width, sum, kPanel<T>);
+      for (Index i = 0; i < m; ++i) {
+        for_lanes<T>(width, [&](Index v, auto lanes) {
+          store_lanes(c + i * ldc + j + v, load_lanes(sum + i * kPanel<T> + v, lanes), lanes);
+        });
+      }
     });
   });
 }

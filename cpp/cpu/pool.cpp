@@ -1,12 +1,13 @@
 // pooling: vectors of channels, every cell of the result written once, all bound by memory.
 //
 // Sums go backward in gather form: an input cell adds up the windows that it is in. The maximum cannot, because argmax
-// alone does not tell which windows those are: it scatters, over so few channels that the part of dx which they touch
-// stays in the second-level cache. AVX-512's scatter instruction is no faster than sixteen scalar additions.
+// alone does not tell which windows those are: it scatters, and zeroes dx just ahead of the furthest winner, so that
+// the cells it adds to are still in the cache. AVX-512's scatter is no faster than sixteen scalar additions.
 #include "lec7/pool.h"
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "lec7/memory.h"
 #include "lec7/parallel.h"
@@ -15,8 +16,9 @@
 namespace lec7::cpu::LEC7_ISA {
 namespace {
 
-constexpr Index kGrain = 1 << 14;        // numbers of the result a task
-constexpr Index kSlabBytes = 512 << 10;  // of dx under one task's scatter
+constexpr Index kGrain = 1 << 14;  // numbers of the result a task
+constexpr Index kFewTasks = 8;
+constexpr Index kScatterChunk = 1 << 12;  // winners looked at before they are added
 
 // Calls body(c, vectors, lanes) on groups of channels: four whole vectors at a time, to hide the latency of a chain
 // over the window's cells, then the rest by single vectors.
@@ -42,26 +44,26 @@ void for_image_rows(Index batch, Index depth, Index height, Index row_size, Body
 
 // The cells of x under one window.
 struct Cells {
-  Range d, h, w;     // taps
-  Index d0, h0, w0;  // origin
   const PoolShape& shape;
+  Range d, h, w;  // taps
+  Index d0, h0, w0;
 
   LEC7_INLINE bool empty() const { return d.begin == d.end || h.begin == h.end || w.begin == w.end; }
-  LEC7_INLINE Index first() const { return cell(d.begin, h.begin) + w.begin * shape.windows[2].dilation; }
+  LEC7_INLINE Index first() const { return row(d.begin, h.begin) + w.begin * shape.windows[2].dilation; }
 
   template <class Body>
   LEC7_INLINE void for_each(Body&& body) const {
     const Index step = shape.windows[2].dilation;
     for (Index kd = d.begin; kd < d.end; ++kd) {
       for (Index kh = h.begin; kh < h.end; ++kh) {
-        const Index row = cell(kd, kh);
-        for (Index kw = w.begin; kw < w.end; ++kw) body(row + kw * step);
+        const Index start = row(kd, kh);
+        for (Index kw = w.begin; kw < w.end; ++kw) body(start + kw * step);
       }
     }
   }
 
  private:
-  LEC7_INLINE Index cell(Index kd, Index kh) const {
+  LEC7_INLINE Index row(Index kd, Index kh) const {
     const Index depth = d0 + kd * shape.windows[0].dilation, height = h0 + kh * shape.windows[1].dilation;
     return (depth * shape.x.size[1] + height) * shape.x.size[2] + w0;
   }
@@ -70,14 +72,17 @@ struct Cells {
 // Calls body(n, o, cells) on every window: image n, output cell o.
 template <class Body>
 LEC7_INLINE void for_windows(const PoolShape& s, Body&& body) {
-  const auto& [wd, wh, ww] = s.windows;
-  for_image_rows(s.x.batch, wd.out, wh.out, ww.out * s.x.channels,
-                 [&, wd = wd, wh = wh, ww = ww](Index n, Index d, Index h) {
-                   for (Index w = 0; w < ww.out; ++w) {
-                     body(n, (d * wh.out + h) * ww.out + w,
-                          Cells{wd.taps(d), wh.taps(h), ww.taps(w), wd.origin(d), wh.origin(h), ww.origin(w), s});
-                   }
-                 });
+  const Window &wd = s.windows[0], &wh = s.windows[1], &ww = s.windows[2];
+  memory::Buffer<Range> taps(ww.out);  // the divisions in them once, not once a row
+  for (Index w = 0; w < ww.out; ++w) taps[w] = ww.taps(w);
+  for_image_rows(s.x.batch, wd.out, wh.out, ww.out * s.x.channels, [&](Index n, Index d, Index h) {
+    Cells cells{s, wd.taps(d), wh.taps(h), {}, wd.origin(d), wh.origin(h), 0};
+    for (Index w = 0; w < ww.out; ++w) {
+      cells.w = taps[w];
+      cells.w0 = ww.origin(w);
+      body(n, (d * wh.out + h) * ww.out + w, cells);
+    }
+  });
 }
 
 template <class T>
@@ -152,37 +157,69 @@ void max_pool_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax
 
 namespace {
 
+// Adds dy to the winners' cells: `count` output cells of `columns` channels, rows `channels` apart. argmax is in range.
+template <class T, class I, bool all_won>
+LEC7_INLINE void scatter(Index count, Index columns, Index channels, const T* dy, const I* argmax, T* image) {
+  for (Index o = 0; o < count; ++o) {
+    for (Index c = 0; c < columns; ++c) {
+      const Index cell = argmax[o * channels + c];
+      if (all_won || cell >= 0) image[cell * channels + c] += dy[o * channels + c];
+    }
+  }
+}
+
 template <class T, class I>
-Index scatter(const MaxPoolBackwardShape& s, const T* dy, const I* argmax, T* dx) {
-  // Whole cache lines of channels, as many as fit the slab.
+Index max_backward(const MaxPoolBackwardShape& s, const T* dy, const I* argmax, T* dx) {
+  // An image is one task; with few of them its channels are split, by whole cache lines.
   const Index line = 64 / static_cast<Index>(sizeof(T));
-  const Index fitting = kSlabBytes / static_cast<Index>(sizeof(T)) / std::max<Index>(1, s.cells_in);
-  const Index width = std::clamp(fitting / line * line, std::min(line, s.channels), s.channels);
-  const Index blocks = width == 0 ? 0 : (s.channels + width - 1) / width;
+  const Index splits = (kFewTasks + s.batch - 1) / std::max<Index>(1, s.batch);
+  const Index width = (s.channels / splits + line - 1) / line * line + (s.channels < line ? s.channels : 0);
+  const Index blocks = s.channels == 0 ? 0 : (s.channels + width - 1) / width;
+  const Index chunk = std::max<Index>(1, kScatterChunk / std::max<Index>(1, s.channels));
   const Index nowhere = s.batch * s.cells_out * s.channels;
   std::atomic<Index> bad{nowhere};
-  const auto scatter_block = [&](Index task) {
+
+  const auto block_of_image = [&](Index task) {
     const Index n = task / blocks, c0 = task % blocks * width, columns = std::min(width, s.channels - c0);
     T* const image = dx + n * s.cells_in * s.channels + c0;
-    for (Index cell = 0; cell < s.cells_in; ++cell) std::fill_n(image + cell * s.channels, columns, T{0});
-    for (Index o = 0; o < s.cells_out; ++o) {
+    Index zeroed = 0;  // cells before this one are
+    const auto zero_until = [&](Index end) {
+      if (columns == s.channels) {
+        std::memset(image + zeroed * s.channels, 0, static_cast<std::size_t>((end - zeroed) * s.channels) * sizeof(T));
+      } else {
+        for (Index cell = zeroed; cell < end; ++cell) std::fill_n(image + cell * s.channels, columns, T{0});
+      }
+      zeroed = end;
+    };
+    for (Index o = 0; o < s.cells_out; o += chunk) {
+      const Index count = std::min(chunk, s.cells_out - o);
       const Index at = (n * s.cells_out + o) * s.channels + c0;
-      for (Index c = 0; c < columns; ++c) {
-        const Index cell = argmax[at + c];
-        if (static_cast<std::uint64_t>(cell) < static_cast<std::uint64_t>(s.cells_in)) {
-          image[cell * s.channels + c] += dy[at + c];
-        } else if (cell != -1) {
-          Index earliest = bad.load();
-          while (at + c < earliest && !bad.compare_exchange_weak(earliest, at + c)) {
-          }
-          return;
+      I least = 0, most = -1;
+      for (Index i = 0; i < count; ++i) {
+        for (Index c = 0; c < columns; ++c) {
+          const I cell = argmax[at + i * s.channels + c];
+          least = std::min(least, cell);
+          most = std::max(most, cell);
         }
       }
+      if (least < -1 || most >= s.cells_in) {
+        Index found = at;
+        const auto valid = [&](Index i) { return argmax[i] >= -1 && argmax[i] < s.cells_in; };
+        while (valid(found)) found += (found - at) % s.channels + 1 < columns ? 1 : s.channels - columns + 1;
+        Index earliest = bad.load();
+        while (found < earliest && !bad.compare_exchange_weak(earliest, found)) {
+        }
+        return;
+      }
+      if (most >= zeroed) zero_until(most + 1);
+      if (least == 0) scatter<T, I, true>(count, columns, s.channels, dy + at, argmax + at, image);
+      else scatter<T, I, false>(count, columns, s.channels, dy + at, argmax + at, image);
     }
+    zero_until(s.cells_in);
   };
   const bool small = s.batch * (s.cells_in + s.cells_out) * s.channels < kGrain;
   parallel_region(small ? 1 : s.batch * blocks,
-                  [&](const Team& team) { team.for_each(s.batch * blocks, scatter_block); });
+                  [&](const Team& team) { team.for_each(s.batch * blocks, block_of_image); });
   return bad < nowhere ? bad.load() : -1;
 }
 
@@ -190,8 +227,8 @@ Index scatter(const MaxPoolBackwardShape& s, const T* dy, const I* argmax, T* dx
 
 template <class T>
 Index max_pool_backward(const MaxPoolBackwardShape& s, const T* dy, const Indices& argmax, T* dx) {
-  if (argmax.wide) return scatter(s, dy, static_cast<const std::int64_t*>(argmax.data), dx);
-  return scatter(s, dy, static_cast<const std::int32_t*>(argmax.data), dx);
+  if (argmax.wide) return max_backward(s, dy, static_cast<const std::int64_t*>(argmax.data), dx);
+  return max_backward(s, dy, static_cast<const std::int32_t*>(argmax.data), dx);
 }
 
 template <class T>
@@ -216,39 +253,40 @@ void sum_pool_forward(const PoolShape& s, Average average, const T* x, T* y) {
 
 template <class T>
 void sum_pool_backward(const PoolShape& s, Average average, const T* dy, T* dx) {
+  const Window &wd = s.windows[0], &wh = s.windows[1], &ww = s.windows[2];
+  const Index channels = s.x.channels;
   memory::Buffer<T> scales(s.cells_out());
   fill_scales(s, average, scales.data());
-  const auto& [wd, wh, ww] = s.windows;
-  for_image_rows(s.x.batch, wd.in, wh.in, ww.in * s.x.channels,
-                 [&, wd = wd, wh = wh, ww = ww](Index n, Index d, Index h) {
-                   const T* const image = dy + n * s.cells_out() * s.x.channels;
-                   T* const row = dx + ((n * wd.in + d) * wh.in + h) * ww.in * s.x.channels;
-                   const Range ds = wd.outputs(d), hs = wh.outputs(h);
-                   for (Index w = 0; w < ww.in; ++w) {
-                     const Range ws = ww.outputs(w);
-                     for_channels<T>(s.x.channels, [&](Index c, auto vectors, auto lanes) LEC7_LAMBDA_INLINE {
-                       constexpr int kVectors = vectors;
-                       Vec<T> sum[kVectors] = {};
-                       for (Index od = ds.begin; od < ds.end; ++od) {
-                         if (!wd.sees(od, d)) continue;
-                         for (Index oh = hs.begin; oh < hs.end; ++oh) {
-                           if (!wh.sees(oh, h)) continue;
-                           for (Index ow = ws.begin; ow < ws.end; ++ow) {
-                             if (!ww.sees(ow, w)) continue;
-                             const Index o = (od * wh.out + oh) * ww.out + ow;
-                             LEC7_UNROLL
-                             for (int v = 0; v < kVectors; ++v) {
-                               sum[v] += scales[o] * load_lanes(image + o * s.x.channels + c + v * W<T>, lanes);
-                             }
-                           }
-                         }
-                       }
-                       LEC7_UNROLL
-                       for (int v = 0; v < kVectors; ++v)
-                         store_lanes(row + w * s.x.channels + c + v * W<T>, sum[v], lanes);
-                     });
-                   }
-                 });
+  memory::Buffer<Range> outputs(ww.in);
+  for (Index w = 0; w < ww.in; ++w) outputs[w] = ww.outputs(w);
+  for_image_rows(s.x.batch, wd.in, wh.in, ww.in * channels, [&](Index n, Index d, Index h) {
+    const T* const image = dy + n * s.cells_out() * channels;
+    T* const row = dx + ((n * wd.in + d) * wh.in + h) * ww.in * channels;
+    const Range ds = wd.outputs(d), hs = wh.outputs(h);
+    for (Index w = 0; w < ww.in; ++w) {
+      const Range ws = outputs[w];
+      for_channels<T>(channels, [&](Index c, auto vectors, auto lanes) LEC7_LAMBDA_INLINE {
+        constexpr int kVectors = vectors;
+        Vec<T> sum[kVectors] = {};
+        for (Index od = ds.begin; od < ds.end; ++od) {
+          if (!wd.sees(od, d)) continue;
+          for (Index oh = hs.begin; oh < hs.end; ++oh) {
+            if (!wh.sees(oh, h)) continue;
+            for (Index ow = ws.begin; ow < ws.end; ++ow) {
+              if (!ww.sees(ow, w)) continue;
+              const Index o = (od * wh.out + oh) * ww.out + ow;
+              LEC7_UNROLL
+              for (int v = 0; v < kVectors; ++v) {
+                sum[v] += scales[o] * load_lanes(image + o * channels + c + v * W<T>, lanes);
+              }
+            }
+          }
+        }
+        LEC7_UNROLL
+        for (int v = 0; v < kVectors; ++v) store_lanes(row + w * channels + c + v * W<T>, sum[v], lanes);
+      });
+    }
+  });
 }
 
 #define LEC7_INSTANTIATE(T)                                                                    \

@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     option("steps", type=_positive(int), help="characters that a gradient reaches back")
     option("batch", type=_positive(int), help="streams of text read side by side")
     option("optimizer", choices=("adam", "adamw", "rmsprop", "sgd"), help="update rule; sgd has momentum 0.9")
-    option("lr", type=_positive(float), help="learning rate", shown="0.5 for sgd, 0.002 for the others")
+    option("lr", type=_positive(float), help="learning rate", shown="0.5 for sgd, 0.003 for the others")
     option("schedule", choices=("cosine", "exponential", "constant"), help="course of the learning rate")
     option("clip", type=_positive(float), help="largest norm of the gradient")
     option("epochs", type=_positive(int), help="times through the text")

@@ -33,7 +33,8 @@ def default_text() -> str:
     """English prose that comes with every Python: its built-in help (``pydoc_data.topics``).
 
     Code, tables and grammar are left out: a paragraph counts as prose where nine tenths of its characters
-    are letters, spaces and plain punctuation. Each becomes one line, repeated ones are dropped.
+    are letters, spaces and plain punctuation. Each becomes one line, repeated ones are dropped, and the
+    text ends after some 250,000 characters, so that learning it takes as long with every Python.
 
     Raises:  ValueError: this Python was built without the help's text.
     """
@@ -50,6 +51,8 @@ def default_text() -> str:
             plain = sum(c.isalpha() or c in " ,.'" for c in line)
             if len(line) >= 60 and plain >= 0.9 * len(line):
                 paragraphs[line] = None
+        if sum(map(len, paragraphs)) > 250_000:
+            break
     return "\n".join(paragraphs) + "\n"
 
 

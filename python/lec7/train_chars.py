@@ -34,14 +34,14 @@ class CharConfig:
     layers: int = 2
     hidden: int = 256
     embedding: int = 64
-    dropout: float = 0.1
+    dropout: float = 0.2
     steps: int = 64
     batch: int = 32
     optimizer: str = "adam"
     lr: float | None = None
     schedule: str = "cosine"
     clip: float = 1.0
-    epochs: int = 10
+    epochs: int = 20
     seed: int = 0
 
     def model(self, vocabulary_size: int, rng: np.random.Generator) -> CharLM:
@@ -56,7 +56,7 @@ class CharConfig:
         )
 
     def learning_rate(self, total_steps: int) -> optimizers.Schedule:
-        lr = self.lr or (0.5 if self.optimizer == "sgd" else 2e-3)
+        lr = self.lr or (0.5 if self.optimizer == "sgd" else 3e-3)
         if self.schedule == "cosine":
             return optimizers.cosine(lr, total_steps, warmup=min(100, total_steps // 10), final=0.01)
         if self.schedule == "exponential":

@@ -1,6 +1,7 @@
 """Window arithmetic that convolution and pooling share, for any number of spatial axes."""
 
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 from numpy import ndarray
@@ -11,7 +12,7 @@ Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
 def per_axis(op: str, name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     """A parameter that is one positive number, or one per axis, as one per axis."""
-    values = (value,) * rank if np.ndim(value) == 0 else tuple(value)
+    values = tuple(value) if isinstance(value, Sequence) else (index(value),) * rank
     if len(values) != rank:
         raise ValueError(f"{op}: {name} must be a number or {rank} of them, is {value}")
     if min(values) < 1:
@@ -43,10 +44,10 @@ def resolve_padding(
             small, large = total // 2, total - total // 2
             pads.append((large, small) if padding == "same_lower" else (small, large))
         return pads
-    values = [padding] * rank if np.ndim(padding) == 0 else list(padding)
+    values = list(padding) if isinstance(padding, Sequence) else [index(padding)] * rank
     if len(values) != rank:
         raise ValueError(f"{op}: padding must be a number, {rank} numbers or {rank} pairs, is {padding}")
-    pads = [(int(v), int(v)) if np.ndim(v) == 0 else (int(v[0]), int(v[1])) for v in values]
+    pads = [(v[0], v[1]) if isinstance(v, Sequence) else (index(v), index(v)) for v in values]
     if min(min(pair) for pair in pads) < 0:
         raise ValueError(f"{op}: padding must not be negative, is {padding}")
     return pads

@@ -99,7 +99,8 @@ def _scores(
     if not four_axes or k.shape != (*q.shape[:2], k.shape[2], q.shape[3]) or v.shape[:3] != k.shape[:3]:
         raise ValueError(
             "attention: q, k and v must agree in N and heads, q and k in d, k and v in Tk; "
-            f"q (N, heads, Tq, d) = {q.shape}, k (N, heads, Tk, d) = {k.shape}, v (N, heads, Tk, dv) = {v.shape}"
+            f"q (N, heads, Tq, d) = {q.shape}, k (N, heads, Tk, d) = {k.shape}, "
+            f"v (N, heads, Tk, dv) = {v.shape}"
         )
     queries, keys = q.shape[2], k.shape[2]
     s = _scale(q, scale) * (q @ _transpose(k))

@@ -1,6 +1,6 @@
 """Convolution of signals, images and volumes: one matrix product for each tap of the filter."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from numpy import ndarray
@@ -239,21 +239,24 @@ def _backward(
     weight = _rotate(weight, rank) if flip else weight
     dz = activate_backward(op, dy, y, activation)
     padded = pad_spatial(x, pads)
-    dpadded = np.zeros_like(padded) if need_x else None
-    dweight = np.zeros_like(weight) if need_weight else None
-    for tap in np.ndindex(weight.shape[:rank]):
-        cells = window_cells(tap, output, stride, dilation)
-        if need_x:
+    taps = [(tap, window_cells(tap, output, stride, dilation)) for tap in np.ndindex(weight.shape[:rank])]
+    dx = dweight = dbias = None
+    if need_x:
+        dpadded = np.zeros_like(padded)
+        for tap, cells in taps:
             dpadded[cells] += _by_group(lambda d, w: d @ w.T, dz, weight[tap], groups)
-        if need_weight:
+        dx = crop_spatial(dpadded, pads, x.shape[1:-1])
+    if need_weight:
+        dweight = np.zeros_like(weight)
+        for tap, cells in taps:
             dweight[tap] = _by_group(_sum_of_outer_products, padded[cells], dz, groups)
-    dx = crop_spatial(dpadded, pads, x.shape[1:-1]) if need_x else None
-    dweight = _rotate(dweight, rank) if need_weight and flip else dweight
-    dbias = dz.reshape(-1, dz.shape[-1]).sum(axis=0) if need_bias else None
+        dweight = _rotate(dweight, rank) if flip else dweight
+    if need_bias:
+        dbias = dz.reshape(-1, dz.shape[-1]).sum(axis=0)
     return dx, dweight, dbias
 
 
-def _by_group(product, a: ndarray, b: ndarray, groups: int) -> ndarray:
+def _by_group(product: Callable[[ndarray, ndarray], ndarray], a: ndarray, b: ndarray, groups: int) -> ndarray:
     """product(a, b) for each group of their last axes, side by side."""
     pairs = zip(np.split(a, groups, axis=-1), np.split(b, groups, axis=-1), strict=True)
     return np.concatenate([product(a_g, b_g) for a_g, b_g in pairs], axis=-1)

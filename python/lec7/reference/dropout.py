@@ -54,8 +54,8 @@ def random_words(count: int, seed: int, offset: int) -> ndarray:
     """The first `count` 32-bit words of the stream (seed, offset), as uint64."""
     block = np.arange((count + 3) // 4, dtype=np.uint64)
     low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
-    counter = (block & low, block >> high, np.uint64(offset) & low, np.uint64(offset) >> high)
-    words = philox4x32(counter, (np.uint64(seed) & low, np.uint64(seed) >> high))
+    counter = (block & low, block >> high, np.asarray(offset % 2**32), np.asarray(offset >> 32))
+    words = philox4x32(counter, (seed % 2**32, seed >> 32))
     return np.stack(np.broadcast_arrays(*words), axis=-1).reshape(-1)[:count]
 
 

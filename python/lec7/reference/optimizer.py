@@ -25,7 +25,10 @@ def sgd_update_(
 
     Args:    params: any shape, float32|float64, contiguous, changed in place.  grads: like params.
              momentum_buffer: like params, 0 at the start, changed in place; required when momentum is not 0.
-    Raises:  ValueError: shapes differ; momentum without a buffer; nesterov without momentum.
+             lr: learning rate.  weight_decay: weight of the penalty params^2 / 2.
+             grad_scale: factor of the gradient, for clipping.
+    Raises:  ValueError: shapes differ; momentum without a buffer; nesterov without momentum; a number is not
+             finite; an array that changes in place is not contiguous or is read-only.
     Source:  Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013, section 2 (Nesterov), in PyTorch's form.
     """
     if momentum_buffer is None and (momentum or nesterov):
@@ -60,7 +63,11 @@ def rmsprop_update_(
 
     Args:    params: any shape, float32|float64, contiguous, changed in place.  grads: like params.
              square_average: like params, 0 at the start, changed in place.
-    Raises:  ValueError: shapes differ.
+             lr: learning rate.  decay: in [0, 1).  eps: not negative.
+             weight_decay: weight of the penalty params^2 / 2.
+             grad_scale: factor of the gradient, for clipping.
+    Raises:  ValueError: shapes differ; a number is not finite or out of range; an array that changes in place
+             is not contiguous or is read-only.
     Source:  Tieleman, Hinton 2012, Neural networks for machine learning, lecture 6.5.
     """
     g = _gradient("rmsprop_update_", params, grads, weight_decay, grad_scale)
@@ -95,7 +102,11 @@ def adam_update_(
 
     Args:    params: any shape, float32|float64, contiguous, changed in place.  grads: like params.
              mean, variance: like params, 0 at the start, changed in place.  step: 1 at the first update.
-    Raises:  ValueError: shapes differ; step is less than 1.
+             lr: learning rate.  beta1, beta2: in [0, 1).  eps: not negative.
+             weight_decay: weight of the penalty params^2 / 2 (decoupled: the decay itself).
+             grad_scale: factor of the gradient, for clipping.
+    Raises:  ValueError: shapes differ; step is less than 1; a number is not finite or out of range; an array
+             that changes in place is not contiguous or is read-only.
     Source:  Kingma, Ba 2015, algorithm 1; Loshchilov, Hutter 2019, algorithm 2 (decoupled).
     """
     if step < 1:
@@ -128,7 +139,7 @@ def scale_(x: ndarray, factor: float) -> None:
 
     x *= factor
 
-    Args:    x: any shape, float32|float64, contiguous, changed in place.
+    Args:    x: any shape, float32|float64, contiguous, changed in place.  factor: a number.
     """
     x *= factor
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -162,11 +163,9 @@ def _max_backward(op: str, rank: int, dy: ndarray, argmax: ndarray, x_shape: Seq
         )
     cells = math.prod(x_shape[1:-1])
     expect_indices(op, "argmax", argmax, cells, start=-1)
-    n, *_, c = np.indices(dy.shape, sparse=True)
-    n, c = np.broadcast_to(n, dy.shape), np.broadcast_to(c, dy.shape)
-    won = argmax >= 0
+    at, won = np.indices(dy.shape), argmax >= 0
     dx = np.zeros((x_shape[0], cells, x_shape[-1]), dy.dtype)
-    np.add.at(dx, (n[won], argmax[won], c[won]), dy[won])
+    np.add.at(dx, (at[0][won], argmax[won], at[-1][won]), dy[won])
     return dx.reshape(x_shape)
 
 
@@ -533,7 +532,7 @@ def _sum_backward(
     return crop_spatial(dpadded, pads, x_shape[1:-1])
 
 
-def _check_dy(op: str, rank: int, dy: ndarray, x_shape: Sequence[int], *windows) -> None:
+def _check_dy(op: str, rank: int, dy: ndarray, x_shape: Sequence[int], *windows: Any) -> None:
     *_, output = _geometry(op, rank, x_shape, *windows)
     expect_shape(op, "dy (N, ..., C)", dy, (x_shape[0], *output, x_shape[-1]))
 

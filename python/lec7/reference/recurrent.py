@@ -6,6 +6,7 @@ of the sums z that enter the gates give every other gradient, through `_step_pro
 
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -238,7 +239,7 @@ def rnn_forward(
     activation: str = "tanh",
     lengths: ndarray | None = None,
     reverse: bool = False,
-) -> tuple[ndarray, ndarray, list]:
+) -> tuple[ndarray, ndarray, list[Any]]:
     """Vanilla recurrent network over a sequence.
 
     h[t] = activation(x[t] @ weight_x + h[t-1] @ weight_h + bias), h[-1] = h0
@@ -267,7 +268,7 @@ def rnn_backward(
     weight_x: ndarray,
     weight_h: ndarray,
     hs: ndarray,
-    saved: list,
+    saved: list[Any],
     *,
     activation: str = "tanh",
     lengths: ndarray | None = None,
@@ -305,7 +306,7 @@ def lstm_forward(
     *,
     lengths: ndarray | None = None,
     reverse: bool = False,
-) -> tuple[ndarray, ndarray, ndarray, list]:
+) -> tuple[ndarray, ndarray, ndarray, list[Any]]:
     """Long short-term memory over a sequence.
 
     h[t], c[t] = lstm_step(x[t], h[t-1], c[t-1]), h[-1], c[-1] = h0, c0
@@ -336,7 +337,7 @@ def lstm_backward(
     weight_x: ndarray,
     weight_h: ndarray,
     hs: ndarray,
-    saved: list,
+    saved: list[Any],
     *,
     lengths: ndarray | None = None,
     reverse: bool = False,
@@ -373,7 +374,7 @@ def gru_forward(
     *,
     lengths: ndarray | None = None,
     reverse: bool = False,
-) -> tuple[ndarray, ndarray, list]:
+) -> tuple[ndarray, ndarray, list[Any]]:
     """Gated recurrent unit over a sequence.
 
     h[t] = gru_step(x[t], h[t-1]), h[-1] = h0
@@ -401,7 +402,7 @@ def gru_backward(
     weight_x: ndarray,
     weight_h: ndarray,
     hs: ndarray,
-    saved: list,
+    saved: list[Any],
     *,
     lengths: ndarray | None = None,
     reverse: bool = False,
@@ -426,18 +427,18 @@ def gru_backward(
 
 
 def _walk(
-    step: Callable,
+    step: Callable[..., tuple[Any, ...]],
     x: ndarray,
     state: tuple[ndarray, ...],
     weights: tuple[ndarray, ...],
     lengths: ndarray | None,
     reverse: bool,
-) -> tuple[ndarray, tuple[ndarray, ...], list]:
+) -> tuple[ndarray, tuple[ndarray, ...], list[Any]]:
     """Step through time; `state` is (h,) or (h, c). Returns hs, the last state and a record of each step."""
     living = _living(x, lengths)
     x = np.where(living, x, 0)  # padding may hold anything, NaN too
     hs = np.zeros((*x.shape[:2], state[0].shape[1]), x.dtype)
-    record: list = [None] * len(x)
+    record: list[Any] = [None] * len(x)
     for t in _times(len(x), reverse):
         *after, saved = step(x[t], *state, *weights)
         record[t] = (state, saved)
@@ -448,14 +449,14 @@ def _walk(
 
 def _walk_back(
     op: str,
-    step_backward: Callable,
+    step_backward: Callable[..., tuple[Any, ...]],
     dhs: ndarray | None,
     dstate: tuple[ndarray | None, ...],
     x: ndarray,
     state0: tuple[ndarray, ...],
     weights: tuple[ndarray, ndarray],
     hs: ndarray,
-    record: list,
+    record: list[Any],
     lengths: ndarray | None,
     reverse: bool,
     needs: Collection[str] | None,
@@ -467,19 +468,19 @@ def _walk_back(
     living = _living(x, lengths)
     x = np.where(living, x, 0)
     dhs = np.zeros_like(hs) if dhs is None else dhs
-    dstate = tuple(np.zeros_like(s) if d is None else d for d, s in zip(dstate, state0, strict=True))
+    ends = tuple(np.zeros_like(s) if d is None else d for d, s in zip(dstate, state0, strict=True))
     dx = np.zeros_like(x)
     dweights = [np.zeros_like(weights[0]), np.zeros_like(weights[1]), np.zeros(weights[0].shape[1], x.dtype)]
     for t in reversed(_times(len(x), reverse)):
         before, saved = record[t]
-        dafter = [np.where(living[t], d, 0) for d in dstate]
+        dafter = [np.where(living[t], d, 0) for d in ends]
         dafter[0] = dafter[0] + np.where(living[t], dhs[t], 0)
         dx_t, *rest = step_backward(*dafter, x[t], *before, *weights, hs[t], saved, needs=step_needs)
-        dbefore, dweights_t = rest[: len(dstate)], rest[len(dstate) :]
-        dstate = tuple(np.where(living[t], new, old) for new, old in zip(dbefore, dstate, strict=True))
+        dbefore, dweights_t = rest[: len(ends)], rest[len(ends) :]
+        ends = tuple(np.where(living[t], new, old) for new, old in zip(dbefore, ends, strict=True))
         dx[t] = 0 if dx_t is None else dx_t
         dweights = [total + (0 if d is None else d) for total, d in zip(dweights, dweights_t, strict=True)]
-    gradients = (dx, *dstate, *dweights)
+    gradients = (dx, *ends, *dweights)
     return tuple(gradient if flag else None for gradient, flag in zip(gradients, need, strict=True))
 
 
@@ -509,8 +510,8 @@ def _check_step(
     **states: ndarray | None,
 ) -> None:
     """Shapes of x (..., N, D), of weights with `gates` gates, and of the states, each (N, H) or (T, N, H)."""
-    arrays = {"x": x, **states, "weight_x": weight_x, "weight_h": weight_h, "bias": bias}
-    arrays = {name: array for name, array in arrays.items() if array is not None}
+    given = {"x": x, **states, "weight_x": weight_x, "weight_h": weight_h, "bias": bias}
+    arrays = {name: array for name, array in given.items() if array is not None}
     listed = ", ".join(f"{name} = {array.shape}" for name, array in arrays.items())
     steps = () if op.endswith("_step") else x.shape[:1]
     if x.ndim != len(steps) + 2 or weight_h.ndim != 2:

@@ -1,0 +1,51 @@
+// conv2d over square images and filters. FLOPs are those of the formula: a method that needs fewer may pass the peak.
+#include "bench.h"
+#include "lec7/conv.h"
+
+namespace lec7::bench {
+namespace {
+
+struct Conv {
+  Index n, size, channels, filters, kernel, stride = 1, padding = 0, groups = 1;
+};
+
+void conv(const Conv& c) {
+  const Shape x_shape{c.n, c.size, c.size, c.channels};
+  const Shape weight_shape{c.kernel, c.kernel, c.channels / c.groups, c.filters}, bias_shape{c.filters};
+  ConvOptions options{.stride = {1, c.stride, c.stride}, .groups = c.groups};
+  options.padding.before = options.padding.after = {0, c.padding, c.padding};
+  const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
+  const Work forward{2.0 * shape.y.size() * shape.taps() * shape.group_channels(),
+                     4.0 * (x_shape.size() + weight_shape.size() + shape.y.size())};
+  const std::string name = '/' + std::to_string(c.kernel) + 'x' + std::to_string(c.kernel) + "s" +
+                           std::to_string(c.stride) + "/N" + std::to_string(c.n) + "/H" + std::to_string(c.size) +
+                           "/C" + std::to_string(c.channels) + "/F" + std::to_string(c.filters) +
+                           (c.groups > 1 ? "/groups" + std::to_string(c.groups) : "");
+  add("conv2d_forward" + name, [=](benchmark::State& state) {
+    Array x(x_shape), weight(weight_shape), bias(bias_shape), y(shape.y);
+    measure(state, forward,
+            [&] { LEC7_PICK(conv_forward<float>)(shape, x.data(), weight.data(), bias.data(), y.data()); });
+  });
+  add("conv2d_backward" + name, [=](benchmark::State& state) {
+    Array x(x_shape), weight(weight_shape), dy(shape.y), dx(x_shape), dweight(weight_shape), dbias(bias_shape);
+    measure(state, {2 * forward.flops, 2 * forward.bytes}, [&] {
+      LEC7_PICK(conv_backward<float>)
+      (shape, dy.data(), x.data(), weight.data(), nullptr, dx.data(), dweight.data(), dbias.data());
+    });
+  });
+}
+
+}  // namespace
+
+void add_benchmarks() {
+  for (const Index n : {1, 8}) {
+    conv({.n = n, .size = 56, .channels = 256, .filters = 256, .kernel = 3, .padding = 1});
+    conv({.n = n, .size = 56, .channels = 64, .filters = 64, .kernel = 3, .padding = 1});
+    conv({.n = n, .size = 56, .channels = 256, .filters = 64, .kernel = 1});
+    conv({.n = n, .size = 27, .channels = 96, .filters = 256, .kernel = 5, .padding = 2});
+    conv({.n = n, .size = 227, .channels = 3, .filters = 96, .kernel = 11, .stride = 4});
+  }
+  conv({.n = 8, .size = 56, .channels = 128, .filters = 128, .kernel = 3, .padding = 1, .groups = 128});  // depthwise
+}
+
+}  // namespace lec7::bench

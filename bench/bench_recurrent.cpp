@@ -1,0 +1,87 @@
+// LSTM and GRU: one step, and the whole sequence forward and backward (every gradient but those of the first state).
+#include "bench.h"
+#include "lec7/recurrent.h"
+
+namespace lec7::bench {
+namespace {
+
+std::string cell_name(Cell cell) { return cell == Cell::lstm ? "lstm" : cell == Cell::gru ? "gru" : "rnn"; }
+
+// All arrays of one layer. A step is a sequence of length 1.
+struct Layer {
+  Layer(Cell cell, Index steps, Index batch, Index inputs, Index hidden)
+      : shape{cell, steps, batch, inputs, hidden},
+        x({steps, batch, inputs}),
+        state({batch, hidden}),
+        weight_x({inputs, shape.gates()}),
+        weight_h({hidden, shape.gates()}),
+        bias({shape.gates()}),
+        hs({steps, batch, hidden}),
+        h_last({batch, hidden}),
+        c_last({batch, hidden}),
+        gates(shape.saved_gates()),
+        cells(shape.saved_cells()) {
+    // A state that neither dies nor saturates, as in training.
+    for (Index i = 0; i < inputs * shape.gates(); ++i) weight_x[i] *= 0.1f;
+    for (Index i = 0; i < hidden * shape.gates(); ++i) weight_h[i] *= 0.1f;
+  }
+
+  double flops() const { return 2.0 * shape.steps * shape.batch * shape.gates() * (shape.inputs + shape.hidden); }
+  double weight_bytes() const { return 4.0 * shape.gates() * (shape.inputs + shape.hidden + 1); }
+
+  void forward() {
+    LEC7_PICK(recurrent_forward<float>)
+    (shape, {x.data(), state.data(), state.data(), weight_x.data(), weight_h.data(), bias.data(), nullptr, false,
+             hs.data(), h_last.data(), c_last.data(), gates.data(), cells.data()});
+  }
+
+  RecurrentShape shape;
+  Array x, state, weight_x, weight_h, bias, hs, h_last, c_last, gates, cells;
+};
+
+void step(Cell cell, Index batch, Index inputs, Index hidden) {
+  add(cell_name(cell) + "_step/N" + std::to_string(batch) + "/D" + std::to_string(inputs) + "/H" +
+          std::to_string(hidden),
+      [=](benchmark::State& state) {
+        Layer layer(cell, 1, batch, inputs, hidden);
+        measure(state, {layer.flops(), layer.weight_bytes()}, [&] { layer.forward(); });
+      });
+}
+
+void sequence(Cell cell, Index steps, Index batch, Index inputs, Index hidden) {
+  const std::string name = '/' + ("T" + std::to_string(steps)) + "/N" + std::to_string(batch) + "/D" +
+                           std::to_string(inputs) + "/H" + std::to_string(hidden);
+  add(cell_name(cell) + "_forward" + name, [=](benchmark::State& state) {
+    Layer layer(cell, steps, batch, inputs, hidden);
+    measure(state, {layer.flops()}, [&] { layer.forward(); });
+  });
+  add(cell_name(cell) + "_backward" + name, [=](benchmark::State& state) {
+    Layer layer(cell, steps, batch, inputs, hidden);
+    layer.forward();
+    Array dhs({steps, batch, hidden}), dx({steps, batch, inputs}), dweight_x({inputs, layer.shape.gates()}),
+        dweight_h({hidden, layer.shape.gates()}), dbias({layer.shape.gates()});
+    measure(state, {2 * layer.flops()}, [&] {
+      LEC7_PICK(recurrent_backward<float>)
+      (layer.shape,
+       {dhs.data(), nullptr, nullptr, layer.x.data(), layer.state.data(), layer.state.data(), layer.weight_x.data(),
+        layer.weight_h.data(), layer.hs.data(), layer.gates.data(), layer.cells.data(), nullptr, false, dx.data(),
+        nullptr, nullptr, dweight_x.data(), dweight_h.data(), dbias.data()});
+    });
+  });
+}
+
+}  // namespace
+
+void add_benchmarks() {
+  step(Cell::lstm, 1, 64, 100);
+  step(Cell::lstm, 1, 512, 512);
+  step(Cell::lstm, 64, 512, 512);
+  sequence(Cell::lstm, 25, 1, 64, 100);
+  sequence(Cell::lstm, 50, 50, 128, 128);
+  sequence(Cell::lstm, 100, 16, 256, 256);
+  sequence(Cell::lstm, 50, 64, 512, 512);
+  sequence(Cell::gru, 50, 50, 128, 128);
+  sequence(Cell::rnn_tanh, 50, 50, 128, 128);
+}
+
+}  // namespace lec7::bench

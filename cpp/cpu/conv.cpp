@@ -1,0 +1,408 @@
+// Convolution. What each step of it is worth is in bench/README.md. One rule, `convolve`, picks the variant:
+//
+//   pointwise  1 x 1 with stride 1 is a matrix product of x itself
+//   depthwise  one channel a filter: vectors run over the channels, a few positions share each loaded weight
+//   few rows   up to kFewPositions positions: all patches are made first, and a task packs a panel of filters at a time
+//   blocked    filters are packed once; a task makes the patches of a block of positions, a block of taps at a time
+//
+// The gradient of x is a convolution of dy with the turned, transposed filters; a stride s splits it into s phases (the
+// cells i = r mod s of an axis), each of them dense with its own taps. The gradient of the filters is patches^T dy:
+// a task sums over one chunk of positions, and chunks are added in order.
+#include "lec7/conv.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "activation.h"
+#include "column_sum.h"
+#include "patches.h"
+#include "scratch.h"
+
+namespace lec7::cpu::LEC7_ISA {
+namespace {
+
+constexpr Index kFewPositions = 256;
+constexpr Index kRowBlock = 120;        // positions a task: their patches of one block of taps (180 KiB) stay in L2
+constexpr Index kPanelGroup = 4;        // panels of filters a task
+constexpr Index kGradientRows = 192;    // rows of the filters' gradient a task
+constexpr Index kGradientTasks = 32;    // split positions into chunks until there are as many tasks,
+constexpr Index kLeastChunk = 1024;     // but not into smaller ones
+constexpr Index kSerialWork = 1 << 18;  // multiplications under which a second thread does not pay
+
+constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+
+Index limit_threads(Index work, Index tasks) { return work < kSerialWork ? 1 : tasks; }
+
+// ---- Variants ----
+
+template <class T>
+void scatter_rows(const Convolution& c, Index row, Index rows, Index n, const T* block, Index ld, T* y) {
+  Position at(c, row);
+  for (Index i = 0; i < rows; ++i, at.next(c)) copy_run(n, block + i * ld, y + at.row_of_y(c) * c.filters);
+}
+
+template <class T>
+void convolve_few(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias, Activation activation,
+                  T* y) {
+  const Index m = c.positions(), k = c.depth(), n = c.out();
+  const Index panels = PackedB<T>::panels(n), block = PackedB<T>::block_rows(k);
+  const Index ld = k + W<T>;  // rows of patches are not a power of two apart
+  const Index tasks = c.groups * panels, threads = limit_threads(c.work(), std::max(m, tasks));
+  memory::Buffer<T> patches(c.groups * m * ld);
+  Scratch<T> packed(threads, block * kPanel<T>), result(threads, c.dense() ? 0 : m * kPanel<T>);
+  parallel_region(threads, [&](const Team& team) {
+    team.for_each(c.groups * m, [&](Index task) {
+      gather_patches(c, task / m, x, task % m, 1, 0, k, patches.data() + task * ld, ld);
+    });
+    T* const panel_data = packed[team.thread];
+    team.for_each(tasks, [&](Index task) {
+      const Index group = task / panels, panel = task % panels;
+      const Index j = group * n + panel * kPanel<T>, width = std::min(kPanel<T>, n - panel * kPanel<T>);
+      T* const out = c.dense() ? y + j : result[team.thread];
+      const Index ld_out = c.dense() ? c.filters : kPanel<T>;
+      for (Index k0 = 0; k0 < k; k0 += block) {
+        const Index rows = std::min(block, k - k0);
+        filters.pack(c, group, k0, rows, panel, panel_data);
+        multiply_packed(m, patches.data() + group * m * ld + k0, ld, Order::row_major,
+                        PackedB<T>{panel_data, rows, width}, 0, 1, out, ld_out, bias == nullptr ? nullptr : bias + j,
+                        k0 > 0);
+      }
+      activate_rows(activation, m, width, out, ld_out);
+      if (!c.dense()) scatter_rows(c, 0, m, width, out, ld_out, y + j);
+    });
+  });
+}
+
+template <class T>
+void convolve_blocked(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias, Activation activation,
+                      T* y) {
+  const Index m = c.positions(), k = c.depth(), n = c.out();
+  const Index panels = PackedB<T>::panels(n), block = PackedB<T>::block_rows(k), blocks = ceil_div(k, block);
+  const Index padded = PackedB<T>::padded_columns(n), ld = block + W<T>;
+  const Index row_block = ceil_div(ceil_div(m, ceil_div(m, kRowBlock)), kTileRows) * kTileRows;
+  const Index row_blocks = ceil_div(m, row_block), panel_groups = ceil_div(panels, kPanelGroup);
+  const Index tasks = c.groups * row_blocks * panel_groups, threads = limit_threads(c.work(), tasks);
+  memory::Buffer<T> packed(c.groups * PackedB<T>::size(k, n));
+  Scratch<T> patches(threads, row_block * ld);
+  Scratch<T> result(threads, c.dense() ? 0 : row_block * kPanelGroup * kPanel<T>);
+  parallel_region(threads, [&](const Team& team) {
+    team.for_each(c.groups * blocks * panels, [&](Index task) {
+      const Index group = task / (blocks * panels), k0 = task / panels % blocks * block, panel = task % panels;
+      const Index rows = std::min(block, k - k0);
+      filters.pack(c, group, k0, rows, panel, packed.data() + (group * k + k0) * padded + panel * kPanel<T> * rows);
+    });
+    T* const patch = patches[team.thread];
+    team.for_each(tasks, [&](Index task) {
+      const Index row = task / (c.groups * panel_groups) * row_block, rows = std::min(row_block, m - row);
+      const Index group = task / panel_groups % c.groups;
+      const Index first = task % panel_groups * kPanelGroup, last = std::min(first + kPanelGroup, panels);
+      const Index j = first * kPanel<T>, width = std::min(last * kPanel<T>, n) - j;
+      T* const out = c.dense() ? y + row * c.filters + group * n : result[team.thread] - j;
+      const Index ld_out = c.dense() ? c.filters : kPanelGroup * kPanel<T>;
+      for (Index k0 = 0; k0 < k; k0 += block) {
+        const Index depth = std::min(block, k - k0);
+        gather_patches(c, group, x, row, rows, k0, depth, patch, ld);
+        multiply_packed(rows, patch, ld, Order::row_major, PackedB<T>{packed.data() + (group * k + k0) * padded, depth, n},
+                        first, last, out, ld_out, bias == nullptr ? nullptr : bias + group * n, k0 > 0);
+      }
+      activate_rows(activation, rows, width, out + j, ld_out);
+      if (!c.dense()) scatter_rows(c, row, rows, width, out + j, ld_out, y + group * n + j);
+    });
+  });
+}
+
+// The output cells whose tap `tap` meets a cell of x.
+Range cells_of_tap(const Window& w, Index tap) {
+  const Index offset = tap * w.dilation - w.pad_before;
+  const Index begin = offset < 0 ? ceil_div(-offset, w.stride) : 0;
+  const Index end = offset < w.in ? std::min(w.out, (w.in - 1 - offset) / w.stride + 1) : 0;
+  return {begin, std::max(begin, end)};
+}
+
+// R positions of a row of y from position w on, of which all see the taps `range` of the last axis.
+template <class T, int R, class N>
+LEC7_INLINE void depthwise_positions(const Convolution& c, const Filters<T>& filters, const T* x, const Position& at,
+                                     Index w, Range range, Index channel, N lanes, Vec<T> start, T* y) {
+  const auto& [wd, wh, ww] = c.windows;
+  const Range depth = wd.taps(at.d), height = wh.taps(at.h);
+  Vec<T> sum[R];
+  LEC7_UNROLL
+  for (int r = 0; r < R; ++r) sum[r] = start;
+  for (Index kd = depth.begin; kd < depth.end; ++kd) {
+    for (Index kh = height.begin; kh < height.end; ++kh) {
+      const Index d = wd.origin(at.d) + kd * wd.dilation, h = wh.origin(at.h) + kh * wh.dilation;
+      const T* const row = x + ((at.n * wd.in + d) * wh.in + h) * ww.in * c.channels + channel;
+      for (Index kw = range.begin; kw < range.end; ++kw) {
+        const Vec<T> weight = load_lanes(filters.tap(c, (kd * wh.kernel + kh) * ww.kernel + kw) + channel, lanes);
+        const T* const p = row + (ww.origin(w) + kw * ww.dilation) * c.channels;
+        LEC7_UNROLL
+        for (int r = 0; r < R; ++r) sum[r] += weight * load_lanes(p + r * ww.stride * c.channels, lanes);
+      }
+    }
+  }
+  LEC7_UNROLL
+  for (int r = 0; r < R; ++r) store_lanes(y + r * c.step[2] * c.channels + channel, sum[r], lanes);
+}
+
+template <class T>
+void convolve_depthwise(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias,
+                        Activation activation, T* y) {
+  constexpr int R = 4;
+  const Window& ww = c.windows[2];
+  const Index lines = c.positions() / ww.out;
+  parallel_region(limit_threads(c.positions() * c.taps() * c.channels, lines), [&](const Team& team) {
+    team.for_each(lines, [&](Index line) {
+      Position at(c, line * ww.out);
+      T* const row = y + at.row_of_y(c) * c.channels;
+      const auto whole = [&](Index w) {
+        const Range taps = ww.taps(w);
+        return taps.begin == 0 && taps.end == ww.kernel;
+      };
+      for_lanes<T>(c.channels, [&](Index channel, auto lanes) {
+        const Vec<T> start = bias == nullptr ? Vec<T>{} : load_lanes(bias + channel, lanes);
+        for (Index w = 0; w < ww.out;) {
+          T* const out = row + w * c.step[2] * c.channels;
+          if (w + R <= ww.out && whole(w) && whole(w + R - 1)) {
+            depthwise_positions<T, R>(c, filters, x, at, w, {0, ww.kernel}, channel, lanes, start, out);
+            w += R;
+          } else {
+            depthwise_positions<T, 1>(c, filters, x, at, w, ww.taps(w), channel, lanes, start, out);
+            w += 1;
+          }
+        }
+      });
+      // An activation comes with the forward alone, whose rows have no gaps.
+      activate_rows(activation, 1, ww.out * c.channels, row, 0);
+    });
+  });
+}
+
+bool is_depthwise(const Convolution& c) { return c.in() == 1 && c.out() == 1 && c.groups > 1; }
+
+bool is_pointwise(const Convolution& c) {
+  if (c.taps() != 1 || c.groups != 1 || !c.dense()) return false;
+  for (const Window& w : c.windows) {
+    if (w.stride != 1 || w.pad_before != 0 || w.out != w.in) return false;
+  }
+  return true;
+}
+
+// y = activation(convolution of x + bias): the rule that picks a variant.
+template <class T>
+void convolve(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias, Activation activation, T* y) {
+  if (c.positions() == 0) return;
+  if (is_pointwise(c)) {
+    gemm<T>(c.positions(), c.filters, c.channels, {x, c.channels}, {filters.data, filters.columns, filters.transposed}, y,
+            c.filters, bias, activation);
+  } else if (is_depthwise(c)) {
+    convolve_depthwise(c, x, filters, bias, activation, y);
+  } else if (c.positions() <= kFewPositions) {
+    convolve_few(c, x, filters, bias, activation, y);
+  } else {
+    convolve_blocked(c, x, filters, bias, activation, y);
+  }
+}
+
+// ---- The gradient of x ----
+
+// The cells i = r, r + stride, ... of one axis of x, and the outputs and taps that meet them.
+struct Phase {
+  Window window;            // slides over dy
+  Index first_tap, tap_step;  // of the forward's taps, for tap 0, 1, ... of the window
+};
+
+// Cell i = r + a * stride meets tap t in output o = a + (r + before - t dilation) / stride, where that is whole: from
+// tap t0 on every (stride / g)th, each dilation / g outputs further down, g = gcd(stride, dilation). Turned around
+// they are a window of stride 1.
+Phase phase_of(const Window& w, Index r) {
+  const Index g = std::gcd(w.stride, w.dilation), every = w.stride / g, dilation = w.dilation / g;
+  Index t0 = 0;
+  while (t0 < std::min(w.kernel, every) && (r + w.pad_before - t0 * w.dilation) % w.stride != 0) ++t0;
+  const Index taps = t0 < std::min(w.kernel, every) ? ceil_div(w.kernel - t0, every) : 0;
+  const Index nearest = (r + w.pad_before - t0 * w.dilation) / w.stride;
+  const Index cells = ceil_div(w.in - r, w.stride);
+  return {{w.out, cells, taps, 1, dilation, (taps - 1) * dilation - nearest, 0}, t0 + (taps - 1) * every, -every};
+}
+
+template <class T>
+void input_gradient(const ConvShape& s, const T* dy, const T* weight, T* dx) {
+  const Windows& w = s.windows;
+  // A cell that no window meets (one left over by the stride, or a phase without taps) is not visited below.
+  std::array<Index, 3> phases;
+  bool all_visited = true;
+  for (int axis = 0; axis < kSpatialAxes; ++axis) {
+    phases[axis] = std::min(w[axis].stride, w[axis].in);
+    for (Index r = 0; r < phases[axis]; ++r) all_visited = all_visited && phase_of(w[axis], r).window.kernel > 0;
+  }
+  const Index size = s.batch * w[0].in * w[1].in * w[2].in * s.channels;
+  if (!all_visited) parallel_ranges(size, Index{1} << 16, [&](Index begin, Index end) { zero_run(end - begin, dx + begin); });
+
+  for (Index d = 0; d < phases[0]; ++d) {
+    for (Index h = 0; h < phases[1]; ++h) {
+      for (Index v = 0; v < phases[2]; ++v) {
+        const Index r[] = {d, h, v};
+        Convolution c{s.batch, {}, s.filters, s.channels, s.groups, {}, {d, h, v}, {}};
+        Filters<T> filters{weight, {}, {}, {}, s.group_channels(), s.filters, true};
+        for (int axis = 0; axis < kSpatialAxes; ++axis) {
+          const Phase phase = phase_of(w[axis], r[axis]);
+          c.windows[axis] = phase.window;
+          c.size[axis] = w[axis].in;
+          c.step[axis] = w[axis].stride;
+          filters.kernel[axis] = w[axis].kernel;
+          filters.first[axis] = s.flip ? w[axis].kernel - 1 - phase.first_tap : phase.first_tap;
+          filters.step[axis] = s.flip ? -phase.tap_step : phase.tap_step;
+        }
+        if (c.taps() > 0) convolve<T>(c, dy, filters, nullptr, Activation::none, dx);
+      }
+    }
+  }
+}
+
+// ---- The gradient of the filters ----
+
+Convolution forward_convolution(const ConvShape& s) {
+  Convolution c{s.batch, s.windows, s.channels, s.filters, s.groups, {}, {0, 0, 0}, {1, 1, 1}};
+  for (int axis = 0; axis < kSpatialAxes; ++axis) c.size[axis] = s.windows[axis].out;
+  return c;
+}
+
+// dweight = the sum of `chunks` parts (taps x tap_size), in their order, with the taps turned around under `flip`.
+template <class T>
+void add_parts(Index chunks, Index taps, Index tap_size, bool flip, const T* parts, T* dweight) {
+  const Index size = taps * tap_size;
+  parallel_region(limit_threads(chunks * size, taps), [&](const Team& team) {
+    team.for_each(taps, [&](Index tap) {
+      const T* const from = parts + tap * tap_size;
+      T* const to = dweight + (flip ? taps - 1 - tap : tap) * tap_size;
+      for_lanes<T>(tap_size, [&](Index j, auto lanes) {
+        Vec<T> sum = load_lanes(from + j, lanes);
+        for (Index chunk = 1; chunk < chunks; ++chunk) sum += load_lanes(from + chunk * size + j, lanes);
+        store_lanes(to + j, sum, lanes);
+      });
+    });
+  });
+}
+
+template <class T>
+void depthwise_weight_gradient(const Convolution& c, bool flip, const T* dy, const T* x, T* dweight) {
+  const auto& [wd, wh, ww] = c.windows;
+  const Index lines = c.positions() / ww.out, size = c.taps() * c.channels;
+  const Index chunk_lines = ceil_div(lines, std::min(lines, kGradientTasks)), chunks = ceil_div(lines, chunk_lines);
+  memory::Buffer<T> parts(chunks * size);
+  parallel_region(limit_threads(c.positions() * size, chunks), [&](const Team& team) {
+    team.for_each(chunks, [&](Index chunk) {
+      T* const part = parts.data() + chunk * size;
+      zero_run(size, part);
+      for (Index line = chunk * chunk_lines; line < std::min((chunk + 1) * chunk_lines, lines); ++line) {
+        const Position at(c, line * ww.out);
+        const Range depth = wd.taps(at.d), height = wh.taps(at.h);
+        for (Index kd = depth.begin; kd < depth.end; ++kd) {
+          for (Index kh = height.begin; kh < height.end; ++kh) {
+            const Index d = wd.origin(at.d) + kd * wd.dilation, h = wh.origin(at.h) + kh * wh.dilation;
+            const T* const x_row = x + ((at.n * wd.in + d) * wh.in + h) * ww.in * c.channels;
+            for (Index kw = 0; kw < ww.kernel; ++kw) {
+              const Range cells = cells_of_tap(ww, kw);
+              const Index count = cells.end - cells.begin;
+              if (count == 0) continue;
+              const T* const px = x_row + (ww.origin(cells.begin) + kw * ww.dilation) * c.channels;
+              const T* const pd = dy + (line * ww.out + cells.begin) * c.channels;
+              T* const sum = part + ((kd * wh.kernel + kh) * ww.kernel + kw) * c.channels;
+              for_lanes<T>(c.channels, [&](Index j, auto lanes) {
+                Vec<T> even = load_lanes(sum + j, lanes), odd{};
+                Index i = 0;
+                for (; i + 2 <= count; i += 2) {
+                  even += load_lanes(px + i * ww.stride * c.channels + j, lanes) * load_lanes(pd + i * c.channels + j, lanes);
+                  odd += load_lanes(px + (i + 1) * ww.stride * c.channels + j, lanes) *
+                         load_lanes(pd + (i + 1) * c.channels + j, lanes);
+                }
+                if (i < count) {
+                  even += load_lanes(px + i * ww.stride * c.channels + j, lanes) * load_lanes(pd + i * c.channels + j, lanes);
+                }
+                store_lanes(sum + j, even + odd, lanes);
+              });
+            }
+          }
+        }
+      }
+    });
+  });
+  add_parts(chunks, c.taps(), c.channels, flip, parts.data(), dweight);
+}
+
+template <class T>
+void weight_gradient(const ConvShape& s, const T* dy, const T* x, T* dweight) {
+  const Convolution c = forward_convolution(s);
+  const Index m = c.positions(), k = c.depth(), n = c.out();
+  if (m == 0) return zero_run(k * c.filters, dweight);
+  if (is_depthwise(c)) return depthwise_weight_gradient(c, s.flip, dy, x, dweight);
+
+  const Index row_block = ceil_div(ceil_div(k, ceil_div(k, kGradientRows)), kTileRows) * kTileRows;
+  const Index row_blocks = ceil_div(k, row_block);
+  const Index panels = PackedB<T>::panels(n), panel_groups = ceil_div(panels, kPanelGroup);
+  const Index blocks = c.groups * row_blocks * panel_groups;
+  const Index chunk_rows = ceil_div(m, std::clamp<Index>(ceil_div(kGradientTasks, blocks), 1, ceil_div(m, kLeastChunk)));
+  const Index chunks = ceil_div(m, chunk_rows);
+  const Index block_positions = PackedB<T>::block_rows(chunk_rows), ld = row_block + W<T>;
+  const Index threads = limit_threads(c.work(), chunks * blocks);
+  const bool direct = chunks == 1 && !s.flip;
+
+  memory::Buffer<T> parts(direct ? 0 : chunks * k * c.filters);
+  Scratch<T> patches(threads, block_positions * ld), packed(threads, block_positions * kPanelGroup * kPanel<T>);
+  parallel_region(threads, [&](const Team& team) {
+    T* const patch = patches[team.thread];
+    T* const panel_data = packed[team.thread];
+    team.for_each(chunks * blocks, [&](Index task) {
+      const Index chunk = task / blocks, group = task / (row_blocks * panel_groups) % c.groups;
+      const Index k0 = task / panel_groups % row_blocks * row_block, rows = std::min(row_block, k - k0);
+      const Index j = task % panel_groups * kPanelGroup * kPanel<T>, width = std::min(kPanelGroup * kPanel<T>, n - j);
+      const Index begin = chunk * chunk_rows, end = std::min(begin + chunk_rows, m);
+      T* const out = (direct ? dweight : parts.data() + chunk * k * c.filters) + k0 * c.filters + group * n + j;
+      for (Index at = begin; at < end; at += block_positions) {
+        const Index count = std::min(block_positions, end - at);
+        gather_patches(c, group, x, at, count, k0, rows, patch, ld);
+        for (Index panel = 0; panel * kPanel<T> < width; ++panel) {
+          pack_panel<T>({dy + group * n + j, c.filters}, width, at, count, panel, panel_data + panel * kPanel<T> * count);
+        }
+        multiply_packed(rows, patch, ld, Order::transposed, PackedB<T>{panel_data, count, width}, 0,
+                        PackedB<T>::panels(width), out, c.filters, static_cast<const T*>(nullptr), at > begin);
+      }
+    });
+  });
+  if (!direct) add_parts(chunks, c.taps(), c.in() * c.filters, s.flip, parts.data(), dweight);
+}
+
+}  // namespace
+
+template <class T>
+void conv_forward(const ConvShape& s, const T* x, const T* weight, const T* bias, T* y) {
+  Filters<T> filters{weight, {}, {}, {}, s.group_channels(), s.filters, false};
+  for (int axis = 0; axis < kSpatialAxes; ++axis) {
+    filters.kernel[axis] = s.windows[axis].kernel;
+    filters.first[axis] = s.flip ? s.windows[axis].kernel - 1 : 0;
+    filters.step[axis] = s.flip ? -1 : 1;
+  }
+  convolve(forward_convolution(s), x, filters, bias, s.activation, y);
+}
+
+template <class T>
+void conv_backward(const ConvShape& s, const T* dy, const T* x, const T* weight, const T* y, T* dx, T* dweight,
+                   T* dbias) {
+  const Index rows = forward_convolution(s).positions();
+  const bool through = s.activation != Activation::none;
+  memory::Buffer<T> dz(through ? rows * s.filters : 0);
+  if (through) {
+    activation_backward(s.activation, rows * s.filters, dy, y, dz.data());
+    dy = dz.data();
+  }
+  if (dx != nullptr) input_gradient(s, dy, weight, dx);
+  if (dweight != nullptr) weight_gradient(s, dy, x, dweight);
+  if (dbias != nullptr) column_sum(rows, s.filters, dy, s.filters, dbias);
+}
+
+#define LEC7_INSTANTIATE(T)                                                          \
+  template void conv_forward(const ConvShape&, const T*, const T*, const T*, T*);    \
+  template void conv_backward(const ConvShape&, const T*, const T*, const T*, const T*, T*, T*, T*);
+LEC7_INSTANTIATE(float)
+LEC7_INSTANTIATE(double)
+
+}  // namespace lec7::cpu::LEC7_ISA

@@ -1,0 +1,72 @@
+#include "lec7/conv.h"
+
+namespace lec7 {
+namespace {
+
+std::string_view filter_axes(int spatial) {
+  constexpr std::string_view names[] = {"filters (KL, C, F)", "filters (KH, KW, C, F)", "filters (KD, KH, KW, C, F)"};
+  return names[spatial - 1];
+}
+
+std::string_view output_axes(int spatial) {
+  constexpr std::string_view names[] = {"(N, L, F)", "(N, H, W, F)", "(N, D, H, W, F)"};
+  return names[spatial - 1];
+}
+
+}  // namespace
+
+ConvShape conv_shape(std::string_view op, int spatial, const Shape& x, const Shape& weight, const Shape* bias,
+                     const ConvOptions& options) {
+  const Named named[] = {{image_axes(spatial), x}, {filter_axes(spatial), weight}, {"bias (F,)", bias ? *bias : Shape{}}};
+  const std::span<const Named> arrays(named, bias == nullptr ? 2 : 3);
+  if (weight.rank() != spatial + 2) {
+    fail(op, "filters have " + std::to_string(spatial + 2) + " axes, not " + std::to_string(weight.rank()), arrays);
+  }
+  const ImageShape image = image_shape(op, spatial, x);
+  const Index groups = options.groups, filters = weight.back(), group_channels = weight[spatial];
+  if (image.channels < 1 || filters < 1) fail(op, "there is at least one channel and one filter", arrays);
+  if (groups < 1 || image.channels % groups != 0 || filters % groups != 0) {
+    fail(op,
+         "groups (" + std::to_string(groups) + ") divides the " + std::to_string(image.channels) +
+             " channels of x and the " + std::to_string(filters) + " filters",
+         arrays);
+  }
+  if (image.channels / groups != group_channels) {
+    fail(op,
+         "filters have " + std::to_string(group_channels) + " input channels, x has " + std::to_string(image.channels) +
+             (groups == 1 ? "" : " in " + std::to_string(groups) + " groups"),
+         arrays);
+  }
+  if (bias != nullptr && *bias != Shape{filters}) {
+    fail(op, "bias has one number for each of the " + std::to_string(filters) + " filters", arrays);
+  }
+  PerAxis kernel{1, 1, 1};
+  for (int axis = 0; axis < spatial; ++axis) kernel[kSpatialAxes - spatial + axis] = weight[axis];
+
+  ConvShape shape{image.batch, {}, image.channels, filters, groups, options.flip, options.activation, {}};
+  shape.windows = windows_shape(op, spatial, image.size, kernel, options.stride, options.dilation, options.padding,
+                                false, arrays);
+  ImageShape output{image.batch, {}, filters};
+  for (int axis = 0; axis < kSpatialAxes; ++axis) output.size[axis] = shape.windows[axis].out;
+  shape.y = image_array(spatial, output);
+  checked_size(op, shape.y);
+  return shape;
+}
+
+ConvShape conv_backward_shape(std::string_view op, int spatial, const Shape& dy, const Shape& x, const Shape& weight,
+                              const Shape* y, const ConvOptions& options) {
+  const ConvShape shape = conv_shape(op, spatial, x, weight, nullptr, options);
+  const std::string axes(output_axes(spatial));
+  if (dy != shape.y) {
+    fail(op, "dy has the shape of the output, " + shape.y.str(),
+         {{"dy " + axes, dy}, {image_axes(spatial), x}, {filter_axes(spatial), weight}});
+  }
+  if (options.activation != Activation::none && y == nullptr) fail(op, "backward through an activation needs y");
+  if (y != nullptr && *y != shape.y) {
+    fail(op, "y has the shape " + shape.y.str(),
+         {{"y " + axes, *y}, {image_axes(spatial), x}, {filter_axes(spatial), weight}});
+  }
+  return shape;
+}
+
+}  // namespace lec7
