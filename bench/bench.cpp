@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <exception>
 #include <iostream>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -14,29 +15,24 @@
 namespace lec7::bench {
 namespace {
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 double peak = 0;  // FLOP/s, set in main
 
 }  // namespace
 
 double fma_peak() {
-  constexpr Index kRounds = 1 << 18;  // about 1 ms
-  double best = 0;
-  for (int run = 0; run < 200; ++run) {
-    std::vector<double> flops(num_threads());
-    const double start = now();
-    parallel_region(kParallel, [&](const Team& team) {
-      flops[team.thread] = static_cast<double>(LEC7_PICK(fma_rounds)(kRounds));
-    });
-    const double seconds = now() - start;
-    double total = 0;
-    for (double f : flops) total += f;
-    best = std::max(best, total / seconds);
-  }
-  return best;
+  constexpr Index kRounds =
+      1 << 16;  // about 0.2 ms: short enough that on a busy machine, too, some runs are undisturbed
+  std::vector<double> best(num_threads());
+  parallel_region(kParallel, [&](const Team& team) {
+    for (int run = 0; run < 500; ++run) {
+      const double start = now();
+      const Index flops = LEC7_PICK(fma_rounds)(kRounds);
+      best[team.thread] = std::max(best[team.thread], static_cast<double>(flops) / (now() - start));
+    }
+  });
+  return std::accumulate(best.begin(), best.end(), 0.0);
 }
 
 Array::Array(const Shape& shape) : Buffer(shape.size()) {
@@ -55,12 +51,14 @@ void measure(benchmark::State& state, const Work& work, const std::function<void
   const double seconds = (now() - start) / static_cast<double>(state.iterations());
   if (work.flops > 0) {
     state.counters["GFLOP/s"] = work.flops / seconds / 1e9;
-    state.counters["of_peak"] = work.flops / seconds / peak;
+    state.counters["%peak"] = 100 * work.flops / seconds / peak;
   }
   if (work.bytes > 0) state.counters["GB/s"] = work.bytes / seconds / 1e9;
 }
 
-void add(const std::string& name, const std::function<void(benchmark::State&)>& run) {
+void add(const std::string& op, Numbers numbers, const std::function<void(benchmark::State&)>& run) {
+  std::string name = op;
+  for (const auto& [letter, number] : numbers) name.append("/").append(letter).append(std::to_string(number));
   benchmark::RegisterBenchmark(name.c_str(), run)->UseRealTime()->Unit(benchmark::kMicrosecond);
 }
 
@@ -68,7 +66,7 @@ void add(const std::string& name, const std::function<void(benchmark::State&)>& 
 
 int main(int argc, char** argv) try {
   using namespace lec7;
-  if (const char* name = std::getenv("LEC7_ISA")) cpu::set_isa(name);
+  if (const char* name = std::getenv("LEC7_ISA"); name && *name) cpu::set_isa(name);
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   bench::peak = bench::fma_peak();

@@ -4,7 +4,9 @@
 #include <benchmark/benchmark.h>
 
 #include <functional>
+#include <initializer_list>
 #include <string>
+#include <utility>
 
 #include "lec7/array.h"
 #include "lec7/isa.h"
@@ -19,17 +21,20 @@ class Array : public memory::Buffer<float> {
 };
 
 // What one call does: FLOPs by the op's formula (a multiply-add is two), and the bytes of its arrays, each counted
-// once. 0: not reported.
+// once, where memory is the limit. 0: not reported.
 struct Work {
   double flops = 0;
   double bytes = 0;
 };
 
-// Times body() and reports GFLOP/s, their fraction of the measured FMA peak, and GB/s.
+// Times body() and reports GFLOP/s, what part of the measured FMA peak that is, and GB/s.
 void measure(benchmark::State& state, const Work& work, const std::function<void()>& body);
 
+// The numbers of a row's name: {{"N", 8}, {"H", 56}} is "/N8/H56".
+using Numbers = std::initializer_list<std::pair<const char*, Index>>;
+
 // A benchmark that is measured in wall-clock time: its work is done by many threads.
-void add(const std::string& name, const std::function<void(benchmark::State&)>& run);
+void add(const std::string& op, Numbers numbers, const std::function<void(benchmark::State&)>& run);
 
 // Each benchmark binary adds its rows here.
 void add_benchmarks();

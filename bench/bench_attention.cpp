@@ -7,21 +7,21 @@ namespace lec7::bench {
 namespace {
 
 void attention(Index n, Index heads, Index steps, Index d, bool causal) {
-  const std::string name = std::string(causal ? "causal" : "full") + "/N" + std::to_string(n) + "/heads" +
-                           std::to_string(heads) + "/T" + std::to_string(steps) + "/d" + std::to_string(d);
+  const std::string kind = causal ? "/causal" : "/full";
+  const Numbers numbers{{"N", n}, {"heads", heads}, {"T", steps}, {"d", d}};
   const Shape qkv{n, heads, steps, d};
   const double product = 2.0 * n * heads * steps * steps * d / (causal ? 2 : 1);
   const AttentionShape shape = attention_shape(qkv, qkv, qkv, false);
   const AttentionParams<float> params{
       .scale = static_cast<float>(attention_scale(shape, {})), .causal = causal, .mask = {}, .key_lengths = {}};
-  add("attention_forward/" + name, [=](benchmark::State& state) {
+  add("attention_forward" + kind, numbers, [=](benchmark::State& state) {
     Array q(qkv), k(qkv), v(qkv), y(shape.y), lse(shape.lse);
     measure(state, {2 * product}, [&] {
       LEC7_PICK(attention_forward<float>)
       (shape, params, q.data(), k.data(), v.data(), y.data(), lse.data(), nullptr);
     });
   });
-  add("attention_backward/" + name, [=](benchmark::State& state) {
+  add("attention_backward" + kind, numbers, [=](benchmark::State& state) {
     Array q(qkv), k(qkv), v(qkv), y(shape.y), lse(shape.lse), dy(shape.y), dq(qkv), dk(qkv), dv(qkv);
     LEC7_PICK(attention_forward<float>)
     (shape, params, q.data(), k.data(), v.data(), y.data(), lse.data(), nullptr);

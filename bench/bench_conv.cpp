@@ -12,21 +12,21 @@ struct Conv {
 void conv(const Conv& c) {
   const Shape x_shape{c.n, c.size, c.size, c.channels};
   const Shape weight_shape{c.kernel, c.kernel, c.channels / c.groups, c.filters}, bias_shape{c.filters};
-  ConvOptions options{.stride = {1, c.stride, c.stride}, .groups = c.groups};
+  ConvOptions options;
+  options.stride = {1, c.stride, c.stride};
+  options.groups = c.groups;
   options.padding.before = options.padding.after = {0, c.padding, c.padding};
   const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
   const Work forward{2.0 * shape.y.size() * shape.taps() * shape.group_channels(),
                      4.0 * (x_shape.size() + weight_shape.size() + shape.y.size())};
-  const std::string name = '/' + std::to_string(c.kernel) + 'x' + std::to_string(c.kernel) + "s" +
-                           std::to_string(c.stride) + "/N" + std::to_string(c.n) + "/H" + std::to_string(c.size) +
-                           "/C" + std::to_string(c.channels) + "/F" + std::to_string(c.filters) +
-                           (c.groups > 1 ? "/groups" + std::to_string(c.groups) : "");
-  add("conv2d_forward" + name, [=](benchmark::State& state) {
+  const Numbers numbers{{"K", c.kernel},   {"stride", c.stride}, {"N", c.n},          {"H", c.size},
+                        {"C", c.channels}, {"F", c.filters},     {"groups", c.groups}};
+  add("conv2d_forward", numbers, [=](benchmark::State& state) {
     Array x(x_shape), weight(weight_shape), bias(bias_shape), y(shape.y);
     measure(state, forward,
             [&] { LEC7_PICK(conv_forward<float>)(shape, x.data(), weight.data(), bias.data(), y.data()); });
   });
-  add("conv2d_backward" + name, [=](benchmark::State& state) {
+  add("conv2d_backward", numbers, [=](benchmark::State& state) {
     Array x(x_shape), weight(weight_shape), dy(shape.y), dx(x_shape), dweight(weight_shape), dbias(bias_shape);
     measure(state, {2 * forward.flops, 2 * forward.bytes}, [&] {
       LEC7_PICK(conv_backward<float>)

@@ -7,13 +7,12 @@ namespace lec7::bench {
 namespace {
 
 void gemm(Index m, Index n, Index k, bool transpose_a = false, bool transpose_b = false) {
-  const std::string name = std::string("gemm/") + (transpose_a ? 'T' : 'N') + (transpose_b ? 'T' : 'N') + '/' +
-                           std::to_string(m) + 'x' + std::to_string(n) + 'x' + std::to_string(k);
-  add(name, [=](benchmark::State& state) {
+  const std::string op = std::string("gemm/") + (transpose_a ? 'T' : 'N') + (transpose_b ? 'T' : 'N');
+  add(op, {{"M", m}, {"N", n}, {"K", k}}, [=](benchmark::State& state) {
     const Shape a_shape = transpose_a ? Shape{k, m} : Shape{m, k}, b_shape = transpose_b ? Shape{n, k} : Shape{k, n};
     Array a(a_shape), b(b_shape), c({m, n});
     const MatmulShape shape = matmul_shape(a_shape, b_shape, transpose_a, transpose_b);
-    measure(state, {2.0 * m * n * k, 4.0 * (m * k + k * n + m * n)},
+    measure(state, {2.0 * m * n * k, m == 1 ? 4.0 * k * n : 0},
             [&] { LEC7_PICK(matmul<float>)(shape, a.data(), transpose_a, b.data(), transpose_b, c.data()); });
   });
 }

@@ -40,22 +40,19 @@ struct Layer {
 };
 
 void step(Cell cell, Index batch, Index inputs, Index hidden) {
-  add(cell_name(cell) + "_step/N" + std::to_string(batch) + "/D" + std::to_string(inputs) + "/H" +
-          std::to_string(hidden),
-      [=](benchmark::State& state) {
-        Layer layer(cell, 1, batch, inputs, hidden);
-        measure(state, {layer.flops(), layer.weight_bytes()}, [&] { layer.forward(); });
-      });
+  add(cell_name(cell) + "_step", {{"N", batch}, {"D", inputs}, {"H", hidden}}, [=](benchmark::State& state) {
+    Layer layer(cell, 1, batch, inputs, hidden);
+    measure(state, {layer.flops(), layer.weight_bytes()}, [&] { layer.forward(); });
+  });
 }
 
 void sequence(Cell cell, Index steps, Index batch, Index inputs, Index hidden) {
-  const std::string name = '/' + ("T" + std::to_string(steps)) + "/N" + std::to_string(batch) + "/D" +
-                           std::to_string(inputs) + "/H" + std::to_string(hidden);
-  add(cell_name(cell) + "_forward" + name, [=](benchmark::State& state) {
+  const Numbers numbers{{"T", steps}, {"N", batch}, {"D", inputs}, {"H", hidden}};
+  add(cell_name(cell) + "_forward", numbers, [=](benchmark::State& state) {
     Layer layer(cell, steps, batch, inputs, hidden);
     measure(state, {layer.flops()}, [&] { layer.forward(); });
   });
-  add(cell_name(cell) + "_backward" + name, [=](benchmark::State& state) {
+  add(cell_name(cell) + "_backward", numbers, [=](benchmark::State& state) {
     Layer layer(cell, steps, batch, inputs, hidden);
     layer.forward();
     Array dhs({steps, batch, hidden}), dx({steps, batch, inputs}), dweight_x({inputs, layer.shape.gates()}),

@@ -11,7 +11,7 @@ LEC7_KERNELS(
 
 namespace lec7::bench {
 
-// FLOP/s of float32 on all threads of lec7 together, for the ISA in use: the best of many short runs.
+// FLOP/s of float32 on all threads of lec7 together, for the ISA in use: the sum of each one's best of many short runs.
 double fma_peak();
 
 }  // namespace lec7::bench

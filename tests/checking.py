@@ -1,14 +1,16 @@
 """The checks that the tests of all ops share: against the reference, by differences, of bits, of errors."""
 
+import os
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
-import lec7
 import numpy as np
 import pytest
-from lec7 import reference
 from numpy import ndarray
+
+import lec7
+from lec7 import reference
 
 # A compiled backend may differ from the float64 reference by
 # 2 * (error of the float32 reference) + k * eps * scale. The scale is
@@ -47,6 +49,11 @@ TOLERANCE = {
 SIZES = (1, 3, 4, 5, 7, 8, 9, 11, 13, 15, 16, 17, 19, 31, 35)
 
 Run = Callable[..., tuple[Any, ...]]
+
+
+def required() -> set[str]:
+    """LEC7_REQUIRE=avx512,cuda: the ISAs and devices whose absence is a failure, not a skip."""
+    return {name for name in os.environ.get("LEC7_REQUIRE", "").split(",") if name}
 
 
 def normal(rng: np.random.Generator, *shape: int) -> ndarray:

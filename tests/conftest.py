@@ -1,30 +1,22 @@
 """What every test of an op shares: the backends that this machine can run, and seeded random numbers."""
 
-import os
 from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
 import pytest
+from checking import required
+
 from lec7 import _cpu
 
 ISAS = ("baseline", "avx2", "avx512")
-
-
-def required() -> set[str]:
-    """LEC7_REQUIRE=avx512,cuda: the ISAs and devices whose absence is a failure, not a skip."""
-    return {name for name in os.environ.get("LEC7_REQUIRE", "").split(",") if name}
-
-
-def skip_or_fail(name: str) -> None:
-    (pytest.fail if name in required() else pytest.skip)(f"{name} is not usable on this machine")
 
 
 @pytest.fixture(params=ISAS)
 def backend(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """The compiled CPU backend under one ISA, with its fresh outputs filled with NaN."""
     if request.param not in _cpu._usable_isas():
-        skip_or_fail(request.param)
+        (pytest.fail if request.param in required() else pytest.skip)(f"{request.param} is not usable here")
     before = _cpu._isa()
     _cpu._set_isa(request.param)
     _cpu._set_poison(True)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
+
 from lec7 import _cpu, reference
 
 GRADIENTS = ("dq", "dk", "dv")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lec7 import checkpoint
 from safetensors.numpy import save_file
+
+from lec7 import checkpoint
 
 TENSORS = {
     "parameters": np.arange(12, dtype=np.float32).reshape(3, 4),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lec7 import checkpoint, cli
 from lec7.runs import History
 

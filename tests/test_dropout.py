@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, normal, rejects, same_bits
+
 from lec7 import _cpu, reference
 from lec7.reference.dropout import philox4x32, random_words
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import lec7
 import numpy as np
 import pytest
+
+import lec7
 from lec7 import layers as L
 from lec7.gradcheck import gradcheck
 from lec7.optimizers import SGD, Adam, AdamW, RMSProp, clip_scale, constant, cosine, exponential, staircase

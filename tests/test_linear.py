@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
+
 from lec7 import _cpu, reference
 
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh")

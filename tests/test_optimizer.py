@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 from checking import SIZES, agrees, normal, rejects, same_bits
+
 from lec7 import _cpu, reference
 
 SHAPES = ((), (0,), (2, 3, 5), *((n,) for n in SIZES), (1009,))
@@ -89,7 +90,7 @@ def test_global_norm_and_scale_worked_examples():
     np.testing.assert_array_equal(x, [0.5, -1])
 
 
-@pytest.mark.parametrize(("name", "count", "options"), UPDATES)
+@pytest.mark.parametrize(("name", "count", "options"), UPDATES, ids=str)
 def test_update_agrees(name, count, options, backend, rng):
     for shape in SHAPES:
         state = [np.asarray(np.abs(normal(rng, *shape))) for _ in range(count)]
@@ -152,7 +153,7 @@ def test_update_of_a_range_leaves_the_rest(backend, rng):
     np.testing.assert_allclose(buffer[7:40], before[7:40] - 0.1 * grads[7:40], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "count", "options"), UPDATES)
+@pytest.mark.parametrize(("name", "count", "options"), UPDATES, ids=str)
 def test_update_bits_do_not_depend_on_threads(name, count, options, backend, rng):
     arrays = [
         normal(rng, 300_007),

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, normal, rejects, same_bits
+
 from lec7 import _cpu, reference
 
 KINDS = ("max", "avg", "sum")
@@ -101,7 +102,9 @@ def test_max_pool_of_a_window_without_cells():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("x_shape", "parameters"), [case for case in CASES if np.prod(case[0]) < 150])
+@pytest.mark.parametrize(
+    ("x_shape", "parameters"), [case for case in CASES if np.prod(case[0]) < 150], ids=str
+)
 def test_pool_gradients(kind, x_shape, parameters, rng):
     variants = [{}, {"count_padding": True}] if kind == "avg" else [{}]
     for variant in variants:
@@ -117,7 +120,7 @@ def test_pool_gradients(kind, x_shape, parameters, rng):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("x_shape", "parameters"), CASES)
+@pytest.mark.parametrize(("x_shape", "parameters"), CASES, ids=str)
 def test_pool_agrees(kind, x_shape, parameters, backend, rng):
     x, dy = operands(rng, x_shape, parameters)
     agrees(f"{kind}_pool", backend, forward_and_backward(kind, parameters), x, dy)

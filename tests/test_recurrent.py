@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from checking import agrees, check_gradients, honours_needs, normal, rejects, same_bits
+
 from lec7 import _cpu, reference
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -113,7 +114,7 @@ def test_rnn_sequence_worked_example(reverse):
     np.testing.assert_array_equal(h_last[:, 0], [321, 54, 3] if reverse else [123, 45, 3])
 
 
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_step_gradients(cell, parameters, rng):
     x, state, weights = operands(rng, cell, 1, 2, 3, 4)
     count = states(cell)
@@ -132,7 +133,7 @@ def test_step_gradients(cell, parameters, rng):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, [3, 0, 1, 2]])
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_sequence_gradients(cell, parameters, lengths, reverse, rng):
     x, state, weights = operands(rng, cell, 3, 4, 2, 3)
     options = {**parameters, "reverse": reverse, "lengths": None if lengths is None else np.array(lengths)}
@@ -149,7 +150,7 @@ def test_sequence_gradients(cell, parameters, lengths, reverse, rng):
     check_gradients(forward, backward, x, *state, *weights)
 
 
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_step_agrees(cell, parameters, backend, rng):
     for shape in SHAPES:
         x, state, weights = operands(rng, cell, *shape)
@@ -159,7 +160,7 @@ def test_step_agrees(cell, parameters, backend, rng):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("ragged", [False, True])
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_sequence_agrees(cell, parameters, ragged, reverse, backend, rng):
     run = sequence(cell, {**parameters, "reverse": reverse})
     for i, (t, n, d, h) in enumerate(SHAPES):
@@ -169,7 +170,7 @@ def test_sequence_agrees(cell, parameters, ragged, reverse, backend, rng):
         agrees(cell, backend, run, x, lengths, *state, *weights, *dys)
 
 
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_sequence_with_some_gradients_absent_agrees(cell, parameters, backend, rng):
     x, state, weights = operands(rng, cell, 3, 4, 5, 6)
     dys = [normal(rng, 3, 4, 6), *(normal(rng, 4, 6) for _ in state)]
@@ -185,7 +186,7 @@ def test_lstm_step_with_one_gradient_absent_agrees(backend, rng):
         agrees("lstm", backend, step("lstm", {}), x[0], *state, *weights, *some)
 
 
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_sequence_is_its_steps(cell, parameters, backend, rng):
     x, state, (weight_x, weight_h, bias) = operands(rng, cell, 4, 3, 5, 9)
     hs, *last, _ = getattr(backend, f"{cell}_forward")(x, *state, weight_x, weight_h, bias, **parameters)
@@ -198,7 +199,7 @@ def test_sequence_is_its_steps(cell, parameters, backend, rng):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_padding_past_the_lengths_never_matters(cell, parameters, reverse, backend, rng):
     x, state, weights = operands(rng, cell, 5, 3, 4, 9)
     lengths = np.array([2, 5, 0])
@@ -217,7 +218,7 @@ def test_padding_past_the_lengths_never_matters(cell, parameters, reverse, backe
                 np.testing.assert_array_equal(b, a, err_msg=f"{name}, {filler}")
 
 
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_recurrent_honours_needs(cell, parameters, backend, rng):
     x, state, (weight_x, weight_h, bias) = operands(rng, cell, 3, 5, 6, 7)
     dhs, ends = normal(rng, 3, 5, 7), [normal(rng, 5, 7) for _ in state]
@@ -236,7 +237,7 @@ def test_recurrent_honours_needs(cell, parameters, backend, rng):
     honours_needs(backend, backward, gradient_names(cell, "0"))
 
 
-@pytest.mark.parametrize(("cell", "parameters"), CELLS)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_recurrent_bits_do_not_depend_on_threads(cell, parameters, backend, rng):
     for t, n, d, h in ((4, 67, 65, 129), (6, 1, 100, 300)):
         x, state, weights = operands(rng, cell, t, n, d, h)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from lec7 import layers as L
 from lec7.models import CharLM
 from lec7.summary import summary

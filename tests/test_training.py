@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from lec7 import checkpoint, losses, ops, optimizers
 from lec7.layers import LSTM, Dropout, Embedding, Linear, Parameters, Recurrent, Sequential
 from lec7.models import CharLM

@@ -54,8 +54,7 @@ py::tuple conv_backward(py::handle dy_, py::handle x_, py::handle weight_, py::h
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(conv_backward<T>)
-    (shape, dy.data<T>(), x.data<T>(), weight.data<T>(), y.data<T>(), dx.data<T>(), dweight.data<T>(),
-     dbias.data<T>());
+    (shape, dy.data<T>(), x.data<T>(), weight.data<T>(), y.data<T>(), dx.data<T>(), dweight.data<T>(), dbias.data<T>());
   });
   return to_tuple(dx, dweight, dbias);
 }

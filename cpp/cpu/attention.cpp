@@ -285,9 +285,8 @@ struct Forward {
     if (weights == nullptr) return;
     T* const row = weights + i * s.keys;
     const Index seen = blind ? 0 : head.visible(i);
-    for_lanes<T>(seen, [&](Index j, auto lanes) {
-      store_lanes(row + j, exp<T>(load_lanes(row + j, lanes) - lse[i]), lanes);
-    });
+    for_lanes<T>(
+        seen, [&](Index j, auto lanes) { store_lanes(row + j, exp<T>(load_lanes(row + j, lanes) - lse[i]), lanes); });
     std::fill(row + seen, row + s.keys, T{0});
   }
 
@@ -311,16 +310,16 @@ struct Backward {
   static constexpr Index kScores = kBackwardKeys + W<T>;
 
   Head<T> head;
-  Index begin, end;        // the chunk: what follows starts at key `begin`
+  Index begin, end;  // the chunk: what follows starts at key `begin`
   Vectors<T> keys, values;
-  const T* k;              // scaled rows of whole vectors
-  const T* q;              // likewise
+  const T* k;  // scaled rows of whole vectors
+  const T* q;  // likewise
   const T* dy;
-  const T* dy_padded;      // rows of whole vectors
-  const T* shift;          // of each query: lse, or infinity where it sees no key
-  const T* dot;            // dy . y
-  T *p, *ds;               // a block of queries x a block of keys
-  T *dq, *dk, *dv;         // may be null
+  const T* dy_padded;  // rows of whole vectors
+  const T* shift;      // of each query: lse, or infinity where it sees no key
+  const T* dot;        // dy . y
+  T *p, *ds;           // a block of queries x a block of keys
+  T *dq, *dk, *dv;     // may be null
 
   // Queries [i0, i0 + queries) against keys [k0, k0 + block).
   void run_block(Index i0, Index queries, Index k0, Index block) const {
@@ -522,10 +521,10 @@ void attention_backward(const AttentionShape& s, const AttentionParams<T>& param
   });
 }
 
-#define LEC7_INSTANTIATE(T)                                                                                            \
+#define LEC7_INSTANTIATE(T)                                                                                           \
   template void attention_forward(const AttentionShape&, const AttentionParams<T>&, const T*, const T*, const T*, T*, \
-                                  T*, T*);                                                                             \
-  template void attention_backward(const AttentionShape&, const AttentionParams<T>&, const T*, const T*, const T*,     \
+                                  T*, T*);                                                                            \
+  template void attention_backward(const AttentionShape&, const AttentionParams<T>&, const T*, const T*, const T*,    \
                                    const T*, const T*, const T*, T*, T*, T*);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

@@ -6,8 +6,8 @@
 //   blocked    filters are packed once; a task makes the patches of a block of positions, a block of taps at a time
 //
 // The gradient of x is a convolution of dy with the turned, transposed filters; a stride s splits it into s phases (the
-// cells i = r mod s of an axis), each of them dense with its own taps. The gradient of the filters is patches^T dy:
-// a task sums over one chunk of positions, and chunks are added in order.
+// cells i = r mod s of an axis), each of them dense with its own taps. Fewer channels than lanes take another way. The
+// gradient of the filters is patches^T dy: a task sums over one chunk of positions, and chunks are added in order.
 #include "lec7/conv.h"
 
 #include <algorithm>
@@ -22,12 +22,13 @@ namespace lec7::cpu::LEC7_ISA {
 namespace {
 
 constexpr Index kFewPositions = 256;
-constexpr Index kRowBlock = 120;        // positions a task: their patches of one block of taps (180 KiB) stay in L2
-constexpr Index kPanelGroup = 4;        // panels of filters a task
-constexpr Index kGradientRows = 192;    // rows of the filters' gradient a task
-constexpr Index kGradientTasks = 32;    // split positions into chunks until there are as many tasks,
-constexpr Index kLeastChunk = 1024;     // but not into smaller ones
-constexpr Index kSerialWork = 1 << 18;  // multiplications under which a second thread does not pay
+constexpr Index kRowBlock = 120;      // positions a task: their patches of one block of taps (180 KiB) stay in L2
+constexpr Index kPanelGroup = 4;      // panels of filters a task
+constexpr Index kGradientRows = 192;  // rows of the filters' gradient a task
+constexpr Index kGradientTasks = 32;  // split positions into chunks until there are as many tasks,
+constexpr Index kLeastChunk = 1024;   // but not into smaller ones
+constexpr Index kHandedNumbers = Index{1} << 22;  // few channels: images a pass
+constexpr Index kSerialWork = 1 << 18;            // multiplications under which a second thread does not pay
 
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
@@ -84,7 +85,7 @@ void convolve_blocked(const Convolution& c, const T* x, const Filters<T>& filter
   const Index tasks = c.groups * row_blocks * panel_groups, threads = limit_threads(c.work(), tasks);
   memory::Buffer<T> packed(c.groups * PackedB<T>::size(k, n));
   Scratch<T> patches(threads, row_block * ld);
-  Scratch<T> result(threads, c.dense() ? 0 : row_block * kPanelGroup * kPanel<T>);
+  Scratch<T> result(threads, c.dense() ? 0 : row_block * n);
   parallel_region(threads, [&](const Team& team) {
     team.for_each(c.groups * blocks * panels, [&](Index task) {
       const Index group = task / (blocks * panels), k0 = task / panels % blocks * block, panel = task % panels;
@@ -97,13 +98,14 @@ void convolve_blocked(const Convolution& c, const T* x, const Filters<T>& filter
       const Index group = task / panel_groups % c.groups;
       const Index first = task % panel_groups * kPanelGroup, last = std::min(first + kPanelGroup, panels);
       const Index j = first * kPanel<T>, width = std::min(last * kPanel<T>, n) - j;
-      T* const out = c.dense() ? y + row * c.filters + group * n : result[team.thread] - j;
-      const Index ld_out = c.dense() ? c.filters : kPanelGroup * kPanel<T>;
+      T* const out = c.dense() ? y + row * c.filters + group * n : result[team.thread];
+      const Index ld_out = c.dense() ? c.filters : n;
       for (Index k0 = 0; k0 < k; k0 += block) {
         const Index depth = std::min(block, k - k0);
         gather_patches(c, group, x, row, rows, k0, depth, patch, ld);
-        multiply_packed(rows, patch, ld, Order::row_major, PackedB<T>{packed.data() + (group * k + k0) * padded, depth, n},
-                        first, last, out, ld_out, bias == nullptr ? nullptr : bias + group * n, k0 > 0);
+        multiply_packed(rows, patch, ld, Order::row_major,
+                        PackedB<T>{packed.data() + (group * k + k0) * padded, depth, n}, first, last, out, ld_out,
+                        bias == nullptr ? nullptr : bias + group * n, k0 > 0);
       }
       activate_rows(activation, rows, width, out + j, ld_out);
       if (!c.dense()) scatter_rows(c, row, rows, width, out + j, ld_out, y + group * n + j);
@@ -119,60 +121,71 @@ Range cells_of_tap(const Window& w, Index tap) {
   return {begin, std::max(begin, end)};
 }
 
-// R positions of a row of y from position w on, of which all see the taps `range` of the last axis.
-template <class T, int R, class N>
-LEC7_INLINE void depthwise_positions(const Convolution& c, const Filters<T>& filters, const T* x, const Position& at,
-                                     Index w, Range range, Index channel, N lanes, Vec<T> start, T* y) {
-  const auto& [wd, wh, ww] = c.windows;
-  const Range depth = wd.taps(at.d), height = wh.taps(at.h);
-  Vec<T> sum[R];
-  LEC7_UNROLL
-  for (int r = 0; r < R; ++r) sum[r] = start;
-  for (Index kd = depth.begin; kd < depth.end; ++kd) {
-    for (Index kh = height.begin; kh < height.end; ++kh) {
-      const Index d = wd.origin(at.d) + kd * wd.dilation, h = wh.origin(at.h) + kh * wh.dilation;
-      const T* const row = x + ((at.n * wd.in + d) * wh.in + h) * ww.in * c.channels + channel;
-      for (Index kw = range.begin; kw < range.end; ++kw) {
-        const Vec<T> weight = load_lanes(filters.tap(c, (kd * wh.kernel + kh) * ww.kernel + kw) + channel, lanes);
-        const T* const p = row + (ww.origin(w) + kw * ww.dilation) * c.channels;
-        LEC7_UNROLL
-        for (int r = 0; r < R; ++r) sum[r] += weight * load_lanes(p + r * ww.stride * c.channels, lanes);
+// A row of output positions of a depthwise convolution: the taps that its depth and height leave.
+template <class T>
+struct DepthwiseRow {
+  const Convolution& c;
+  const T* const* taps;  // all filters' numbers at each tap
+  const T* x;            // of this image
+  T* y;                  // of this row
+  Index d, h;            // origin of the windows
+  Range depth, height;
+
+  // R positions from w on, of which all see the taps `range` of the last axis.
+  template <int R, class N>
+  LEC7_INLINE void run(Index w, Range range, Index channel, N lanes, Vec<T> start) const {
+    const auto& [wd, wh, ww] = c.windows;
+    Vec<T> sum[R];
+    LEC7_UNROLL
+    for (int r = 0; r < R; ++r) sum[r] = start;
+    for (Index kd = depth.begin; kd < depth.end; ++kd) {
+      for (Index kh = height.begin; kh < height.end; ++kh) {
+        const Index row = (d + kd * wd.dilation) * wh.in + h + kh * wh.dilation;
+        const T* const* const row_taps = taps + (kd * wh.kernel + kh) * ww.kernel;
+        for (Index kw = range.begin; kw < range.end; ++kw) {
+          const Vec<T> weight = load_lanes(row_taps[kw] + channel, lanes);
+          const T* const p = x + (row * ww.in + ww.origin(w) + kw * ww.dilation) * c.channels + channel;
+          LEC7_UNROLL
+          for (int r = 0; r < R; ++r) sum[r] += weight * load_lanes(p + r * ww.stride * c.channels, lanes);
+        }
       }
     }
+    LEC7_UNROLL
+    for (int r = 0; r < R; ++r) store_lanes(y + (w + r) * c.step[2] * c.channels + channel, sum[r], lanes);
   }
-  LEC7_UNROLL
-  for (int r = 0; r < R; ++r) store_lanes(y + r * c.step[2] * c.channels + channel, sum[r], lanes);
-}
+};
 
 template <class T>
 void convolve_depthwise(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias,
                         Activation activation, T* y) {
   constexpr int R = 4;
-  const Window& ww = c.windows[2];
+  const auto& [wd, wh, ww] = c.windows;
   const Index lines = c.positions() / ww.out;
+  // Between these all taps of the last axis meet a cell.
+  const Index inner_begin = cells_of_tap(ww, 0).begin;
+  const Index inner_end = std::max(inner_begin, cells_of_tap(ww, ww.kernel - 1).end);
+  memory::Buffer<const T*> taps(c.taps());
+  for (Index t = 0; t < c.taps(); ++t) taps[t] = filters.tap(c, t);
   parallel_region(limit_threads(c.positions() * c.taps() * c.channels, lines), [&](const Team& team) {
     team.for_each(lines, [&](Index line) {
-      Position at(c, line * ww.out);
-      T* const row = y + at.row_of_y(c) * c.channels;
-      const auto whole = [&](Index w) {
-        const Range taps = ww.taps(w);
-        return taps.begin == 0 && taps.end == ww.kernel;
-      };
+      const Position at(c, line * ww.out);
+      const DepthwiseRow<T> row{c,
+                                taps.data(),
+                                x + at.n * wd.in * wh.in * ww.in * c.channels,
+                                y + at.row_of_y(c) * c.channels,
+                                wd.origin(at.d),
+                                wh.origin(at.h),
+                                wd.taps(at.d),
+                                wh.taps(at.h)};
       for_lanes<T>(c.channels, [&](Index channel, auto lanes) {
         const Vec<T> start = bias == nullptr ? Vec<T>{} : load_lanes(bias + channel, lanes);
-        for (Index w = 0; w < ww.out;) {
-          T* const out = row + w * c.step[2] * c.channels;
-          if (w + R <= ww.out && whole(w) && whole(w + R - 1)) {
-            depthwise_positions<T, R>(c, filters, x, at, w, {0, ww.kernel}, channel, lanes, start, out);
-            w += R;
-          } else {
-            depthwise_positions<T, 1>(c, filters, x, at, w, ww.taps(w), channel, lanes, start, out);
-            w += 1;
-          }
-        }
+        Index w = 0;
+        for (; w < std::min(inner_begin, ww.out); ++w) row.template run<1>(w, ww.taps(w), channel, lanes, start);
+        for (; w + R <= inner_end; w += R) row.template run<R>(w, {0, ww.kernel}, channel, lanes, start);
+        for (; w < ww.out; ++w) row.template run<1>(w, ww.taps(w), channel, lanes, start);
       });
       // An activation comes with the forward alone, whose rows have no gaps.
-      activate_rows(activation, 1, ww.out * c.channels, row, 0);
+      activate_rows(activation, 1, ww.out * c.channels, row.y, 0);
     });
   });
 }
@@ -192,8 +205,8 @@ template <class T>
 void convolve(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias, Activation activation, T* y) {
   if (c.positions() == 0) return;
   if (is_pointwise(c)) {
-    gemm<T>(c.positions(), c.filters, c.channels, {x, c.channels}, {filters.data, filters.columns, filters.transposed}, y,
-            c.filters, bias, activation);
+    gemm<T>(c.positions(), c.filters, c.channels, {x, c.channels}, {filters.data, filters.columns, filters.transposed},
+            y, c.filters, bias, activation);
   } else if (is_depthwise(c)) {
     convolve_depthwise(c, x, filters, bias, activation, y);
   } else if (c.positions() <= kFewPositions) {
@@ -207,7 +220,7 @@ void convolve(const Convolution& c, const T* x, const Filters<T>& filters, const
 
 // The cells i = r, r + stride, ... of one axis of x, and the outputs and taps that meet them.
 struct Phase {
-  Window window;            // slides over dy
+  Window window;              // slides over dy
   Index first_tap, tap_step;  // of the forward's taps, for tap 0, 1, ... of the window
 };
 
@@ -224,8 +237,69 @@ Phase phase_of(const Window& w, Index r) {
   return {{w.out, cells, taps, 1, dilation, (taps - 1) * dilation - nearest, 0}, t0 + (taps - 1) * every, -every};
 }
 
+// The outputs of an axis whose tap `tap` meets cell i: one or none (-1).
+Index output_of_cell(const Window& w, Index i, Index tap) {
+  const Index offset = i + w.pad_before - tap * w.dilation;
+  return offset >= 0 && offset % w.stride == 0 && offset / w.stride < w.out ? offset / w.stride : -1;
+}
+
+// Few channels leave most of a vector empty as the columns of a product. Here the columns are the taps too: dy W^T is
+// what each window hands to the cells under it, and a task adds up the rows of dx, in the order of the taps.
+template <class T>
+void input_gradient_of_few_channels(const ConvShape& s, const T* dy, const T* weight, T* dx) {
+  const auto& [wd, wh, ww] = s.windows;
+  const Index k = s.taps() * s.channels, line = ww.kernel * s.channels;
+  const Index windows = wd.out * wh.out * ww.out, row_size = ww.in * s.channels, rows = wd.in * wh.in;
+  const Index images = std::clamp<Index>(kHandedNumbers / (windows * k), 1, s.batch);
+  const bool one_run = ww.dilation == 1 && !s.flip;
+  memory::Buffer<T> handed(images * windows * k);
+  for (Index n = 0; n < s.batch; n += images) {
+    const Index count = std::min(images, s.batch - n);
+    gemm<T>(count * windows, k, s.filters, {dy + n * windows * s.filters, s.filters}, {weight, s.filters, true},
+            handed.data(), k);
+    parallel_region(limit_threads(count * windows * k, count * rows), [&](const Team& team) {
+      team.for_each(count * rows, [&](Index task) {
+        const Index image = task / rows, d = task % rows / wh.in, h = task % wh.in;
+        T* const row = dx + (n * rows + task) * row_size;
+        zero_run(row_size, row);
+        const auto add = [&](Index at, Index length, const T* from) {
+          const Index begin = std::max<Index>(0, -at), end = std::min(length, row_size - at);
+          if (begin >= end) return;
+          for_lanes<T>(end - begin, [&](Index j, auto lanes) {
+            T* const to = row + (at + begin + j);
+            store_lanes(to, load_lanes(to, lanes) + load_lanes(from + begin + j, lanes), lanes);
+          });
+        };
+        for (Index kd = 0; kd < wd.kernel; ++kd) {
+          const Index od = output_of_cell(wd, d, kd);
+          for (Index kh = 0; od >= 0 && kh < wh.kernel; ++kh) {
+            const Index oh = output_of_cell(wh, h, kh);
+            if (oh < 0) continue;
+            const Index tap_row = kd * wh.kernel + kh;
+            const Index stored = s.flip ? wd.kernel * wh.kernel - 1 - tap_row : tap_row;
+            const T* from = handed.data() + ((image * wd.out + od) * wh.out + oh) * ww.out * k + stored * line;
+            for (Index ow = 0; ow < ww.out; ++ow, from += k) {
+              const Index origin = ww.origin(ow);
+              if (one_run) {
+                add(origin * s.channels, line, from);
+              } else {
+                for (Index kw = 0; kw < ww.kernel; ++kw) {
+                  add((origin + kw * ww.dilation) * s.channels, s.channels,
+                      from + (s.flip ? ww.kernel - 1 - kw : kw) * s.channels);
+                }
+              }
+            }
+          }
+        }
+      });
+    });
+  }
+}
+
 template <class T>
 void input_gradient(const ConvShape& s, const T* dy, const T* weight, T* dx) {
+  if (s.batch == 0) return;
+  if (s.groups == 1 && s.channels < W<T> && s.taps() > 1) return input_gradient_of_few_channels(s, dy, weight, dx);
   const Windows& w = s.windows;
   // A cell that no window meets (one left over by the stride, or a phase without taps) is not visited below.
   std::array<Index, 3> phases;
@@ -235,7 +309,8 @@ void input_gradient(const ConvShape& s, const T* dy, const T* weight, T* dx) {
     for (Index r = 0; r < phases[axis]; ++r) all_visited = all_visited && phase_of(w[axis], r).window.kernel > 0;
   }
   const Index size = s.batch * w[0].in * w[1].in * w[2].in * s.channels;
-  if (!all_visited) parallel_ranges(size, Index{1} << 16, [&](Index begin, Index end) { zero_run(end - begin, dx + begin); });
+  if (!all_visited)
+    parallel_ranges(size, Index{1} << 16, [&](Index begin, Index end) { zero_run(end - begin, dx + begin); });
 
   for (Index d = 0; d < phases[0]; ++d) {
     for (Index h = 0; h < phases[1]; ++h) {
@@ -311,12 +386,14 @@ void depthwise_weight_gradient(const Convolution& c, bool flip, const T* dy, con
                 Vec<T> even = load_lanes(sum + j, lanes), odd{};
                 Index i = 0;
                 for (; i + 2 <= count; i += 2) {
-                  even += load_lanes(px + i * ww.stride * c.channels + j, lanes) * load_lanes(pd + i * c.channels + j, lanes);
+                  even += load_lanes(px + i * ww.stride * c.channels + j, lanes) *
+                          load_lanes(pd + i * c.channels + j, lanes);
                   odd += load_lanes(px + (i + 1) * ww.stride * c.channels + j, lanes) *
                          load_lanes(pd + (i + 1) * c.channels + j, lanes);
                 }
                 if (i < count) {
-                  even += load_lanes(px + i * ww.stride * c.channels + j, lanes) * load_lanes(pd + i * c.channels + j, lanes);
+                  even += load_lanes(px + i * ww.stride * c.channels + j, lanes) *
+                          load_lanes(pd + i * c.channels + j, lanes);
                 }
                 store_lanes(sum + j, even + odd, lanes);
               });
@@ -340,7 +417,8 @@ void weight_gradient(const ConvShape& s, const T* dy, const T* x, T* dweight) {
   const Index row_blocks = ceil_div(k, row_block);
   const Index panels = PackedB<T>::panels(n), panel_groups = ceil_div(panels, kPanelGroup);
   const Index blocks = c.groups * row_blocks * panel_groups;
-  const Index chunk_rows = ceil_div(m, std::clamp<Index>(ceil_div(kGradientTasks, blocks), 1, ceil_div(m, kLeastChunk)));
+  const Index chunk_rows =
+      ceil_div(m, std::clamp<Index>(ceil_div(kGradientTasks, blocks), 1, ceil_div(m, kLeastChunk)));
   const Index chunks = ceil_div(m, chunk_rows);
   const Index block_positions = PackedB<T>::block_rows(chunk_rows), ld = row_block + W<T>;
   const Index threads = limit_threads(c.work(), chunks * blocks);
@@ -361,7 +439,8 @@ void weight_gradient(const ConvShape& s, const T* dy, const T* x, T* dweight) {
         const Index count = std::min(block_positions, end - at);
         gather_patches(c, group, x, at, count, k0, rows, patch, ld);
         for (Index panel = 0; panel * kPanel<T> < width; ++panel) {
-          pack_panel<T>({dy + group * n + j, c.filters}, width, at, count, panel, panel_data + panel * kPanel<T> * count);
+          pack_panel<T>({dy + group * n + j, c.filters}, width, at, count, panel,
+                        panel_data + panel * kPanel<T> * count);
         }
         multiply_packed(rows, patch, ld, Order::transposed, PackedB<T>{panel_data, count, width}, 0,
                         PackedB<T>::panels(width), out, c.filters, static_cast<const T*>(nullptr), at > begin);
@@ -399,8 +478,8 @@ void conv_backward(const ConvShape& s, const T* dy, const T* x, const T* weight,
   if (dbias != nullptr) column_sum(rows, s.filters, dy, s.filters, dbias);
 }
 
-#define LEC7_INSTANTIATE(T)                                                          \
-  template void conv_forward(const ConvShape&, const T*, const T*, const T*, T*);    \
+#define LEC7_INSTANTIATE(T)                                                       \
+  template void conv_forward(const ConvShape&, const T*, const T*, const T*, T*); \
   template void conv_backward(const ConvShape&, const T*, const T*, const T*, const T*, T*, T*, T*);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

@@ -20,7 +20,8 @@ namespace {
 constexpr Index kSkinnyRows = 12;
 constexpr Index kDotRows = 4;
 constexpr Index kFewRows = 256;
-constexpr Index kFewBlock = 192;          // rows of a block of B there: 24 KiB, in L1
+constexpr Index kStripBlock = 160;      // rows of a block of B there
+constexpr Index kPackRows = 16;         // rows of B that a task packs
 constexpr Index kRowBlock = 120;        // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
 constexpr Index kTasks = 24;            // tasks that a large product is cut into at least, where its sizes allow
 constexpr Index kSerialWork = 1 << 18;  // multiplications under which a second thread does not pay
@@ -138,12 +139,18 @@ void gemm_dot(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index
   });
 }
 
-// Rows of a matrix that are wanted soon: a panel's width of each.
+// Pieces of a matrix that are wanted soon: piece u is the panel's width of row u / across, at column u % across panels.
 template <class T>
 struct Upcoming {
   const T* data = nullptr;
-  Index ld = 0;
-  Index rows = 0;
+  Index ld = 0, across = 1;
+  Index first = 0, last = 0;
+
+  LEC7_INLINE void prefetch(Index piece) const {
+    const T* const p = data + piece / across * ld + piece % across * kPanel<T>;
+    LEC7_UNROLL
+    for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(p + v * W<T>, 0, 2);
+  }
 };
 
 // C = or += A (m x rows of this block) times one packed panel. before_tile(row, rows of the tile) runs before each tile
@@ -161,11 +168,11 @@ LEC7_INLINE void multiply_panel(Index m, const T* a, Index lda, Index rows, cons
       tile.zero();
       // Prefetches are spread over the tile: in one burst they would fill the line buffers and stop the loads.
       const T* const ai = order == Order::row_major ? a + i * lda : a + i;
+      const Index pieces = upcoming.last - upcoming.first;
       Index step = 0;
-      for (Index row = 0; row < upcoming.rows; ++row) {
-        LEC7_UNROLL
-        for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(upcoming.data + row * upcoming.ld + v * W<T>, 0, 2);
-        const Index to = rows * (row + 1) / upcoming.rows;
+      for (Index piece = 0; piece < pieces; ++piece) {
+        upcoming.prefetch(upcoming.first + piece);
+        const Index to = rows * (piece + 1) / pieces;
         tile.template multiply<order>(to - step, ai + step * (order == Order::row_major ? 1 : lda), lda,
                                       panel + step * NV * W<T>, NV * W<T>);
         step = to;
@@ -181,15 +188,51 @@ LEC7_INLINE void multiply_panel(Index m, const T* a, Index lda, Index rows, cons
   });
 }
 
-// Copies the k0 .. k0 + rows columns of m rows of A (or, transposed, m columns of its rows) next to each other: rows
-// a power of two apart would share a few sets of the cache.
+// C = A (row-major or transposed) times one packed panel, the order chosen at run time.
+template <class T, class BeforeTile>
+void multiply_panel_ordered(Index m, const T* a, Index lda, Order order, Index rows, const T* panel, Index width, T* c,
+                            Index ldc, const T* bias, bool accumulate, BeforeTile&& before_tile) {
+  if (order == Order::row_major) {
+    multiply_panel<T, Order::row_major>(m, a, lda, rows, panel, width, c, ldc, bias, accumulate, before_tile);
+  } else {
+    multiply_panel<T, Order::transposed>(m, a, lda, rows, panel, width, c, ldc, bias, accumulate, before_tile);
+  }
+}
+
 template <class T>
-void copy_block(Index m, Operand<T> a, Index row, Index k0, Index rows, T* out, Index ld_out) {
-  const Index lines = a.transposed ? rows : m;
-  const Index length = a.transposed ? m : rows;
-  const T* p = a.transposed ? a.data + k0 * a.ld + row : a.data + row * a.ld + k0;
-  for (Index i = 0; i < lines; ++i, p += a.ld, out += ld_out) {
-    for_lanes<T>(length, [&](Index j, auto lanes) { store_lanes(out + j, load_lanes(p + j, lanes), lanes); });
+Order order_of(Operand<T> a) {
+  return a.transposed ? Order::transposed : Order::row_major;
+}
+
+// The number at (row, k) of A.
+template <class T>
+const T* at(Operand<T> a, Index row, Index k) {
+  return a.data + (a.transposed ? k * a.ld + row : row * a.ld + k);
+}
+
+// Whether lines of A that stand in the cache together would share too few of its sets.
+template <class T>
+bool collides(Operand<T> a) {
+  return a.ld * static_cast<Index>(sizeof(T)) % (a.transposed ? 1 << 13 : 1 << 14) == 0;
+}
+
+// Packs pieces [from, to) of a block of `rows` rows of B from k0: piece u is row u / across of panel first + u %
+// across.
+template <class T>
+void pack_pieces(Operand<T> b, Index n, Index k0, Index rows, Index first, Index across, Index from, Index to,
+                 T* packed) {
+  Index row = from / across, panel = from % across;
+  for (Index piece = from; piece < to; ++piece) {
+    const Index j = (first + panel) * kPanel<T>;
+    T* const out = packed + panel * kPanel<T> * rows;
+    if (n - j >= kPanel<T>) {
+      const T* const p = b.data + (k0 + row) * b.ld + j;
+      LEC7_UNROLL
+      for (int v = 0; v < kTileVectors; ++v) store(out + row * kPanel<T> + v * W<T>, load(p + v * W<T>));
+    } else {
+      pack_panel(b, n, k0 + row, 1, first + panel, out + row * PackedB<T>::padded_columns(n - j));
+    }
+    if (++panel == across) panel = 0, ++row;
   }
 }
 
@@ -197,49 +240,55 @@ template <class T>
 void gemm_few_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc, const T* bias,
                    Activation activation, Index threads) {
   const Index panels = PackedB<T>::panels(n);
-  const Index blocks = (k + kFewBlock - 1) / kFewBlock;
+  const Index across = std::clamp<Index>(panels / 8, 1, 8);
+  const Index strips = (panels + across - 1) / across;
+  const Index blocks = (k + kStripBlock - 1) / kStripBlock;
   const Index block = (k + blocks - 1) / blocks;
-  const Index scratch = (2 * block + m) * kPanel<T>;
-  threads = std::min(threads, panels);
+  const Index block_size = block * across * kPanel<T>, ld_sum = across * kPanel<T> + W<T>;
+  const Index scratch = 2 * block_size + m * ld_sum;
+  threads = std::min(threads, strips);
   memory::Buffer<T> buffer(std::min<Index>(threads, num_threads()) * scratch);
   parallel_region(threads, [&](const Team& team) {
     T* current = buffer.data() + team.thread * scratch;
-    T* next = current + block * kPanel<T>;
-    T* const sum = buffer.data() + team.thread * scratch + 2 * block * kPanel<T>;
-    team.for_each(panels, [&](Index panel) {
-      const Index j = panel * kPanel<T>;
-      const Index width = std::min(kPanel<T>, n - j);
-      const T* const bias_j = bias == nullptr ? nullptr : bias + j;
-      pack_panel(b, n, 0, std::min(block, k), panel, current);
+    T* next = current + block_size;
+    T* const sum = next + block_size;
+    team.for_each(strips, [&](Index strip) {
+      const Index first = strip * across, count = std::min(across, panels - first);
+      const Index j0 = first * kPanel<T>;
+      for (Index panel = 0; panel < count; ++panel) {
+        pack_panel(b, n, 0, block, first + panel, current + panel * kPanel<T> * block);
+      }
       for (Index k0 = 0; k0 < k; k0 += block) {
         const Index rows = std::min(block, k - k0);
         const Index next_k0 = k0 + rows;
         const Index next_rows = std::min(block, k - next_k0);
-        // Before each tile, its share of the next block of B is packed and the share after it prefetched, so that B
-        // comes from memory while the tiles compute.
-        const auto pack_share = [&](Index i, Index tile_rows) -> Upcoming<T> {
-          if (next_rows == 0) return {};
-          if (b.transposed) {
-            if (i == 0) pack_panel(b, n, next_k0, next_rows, panel, next);
-            return {};
-          }
-          const Index from = next_rows * i / m, to = next_rows * (i + tile_rows) / m;
-          pack_panel(b, n, next_k0 + from, to - from, panel, next + from * PackedB<T>::padded_columns(width));
-          return {b.data + (next_k0 + to) * b.ld + j, b.ld, std::min(next_rows - to, to - from)};
-        };
-        if (a.transposed) {
-          multiply_panel<T, Order::transposed>(m, a.data + k0 * a.ld, a.ld, rows, current, width, sum, kPanel<T>, bias_j,
-                                               k0 > 0, pack_share);
-        } else {
-          multiply_panel<T, Order::row_major>(m, a.data + k0, a.ld, rows, current, width, sum, kPanel<T>, bias_j, k0 > 0,
-                                              pack_share);
+        for (Index panel = 0; panel < count; ++panel) {
+          const Index j = panel * kPanel<T>;
+          // Before each tile, its share of the next block of B is packed and the share after it prefetched, so that B
+          // comes from memory while the tiles compute.
+          const auto pack_share = [&](Index i, Index tile_rows) -> Upcoming<T> {
+            if (next_rows == 0) return {};
+            if (b.transposed) {
+              if (i == 0) pack_panel(b, n, next_k0, next_rows, first + panel, next + j * next_rows);
+              return {};
+            }
+            const Index pieces = next_rows * count;
+            const Index from = pieces * (panel * m + i) / (count * m);
+            const Index to = pieces * (panel * m + i + tile_rows) / (count * m);
+            pack_pieces(b, n, next_k0, next_rows, first, count, from, to, next);
+            return {b.data + next_k0 * b.ld + j0, b.ld, count, to, std::min(pieces, 2 * to - from)};
+          };
+          multiply_panel_ordered(m, at(a, 0, k0), a.ld, order_of(a), rows, current + j * rows,
+                                 std::min(kPanel<T>, n - j0 - j), sum + j, ld_sum,
+                                 bias == nullptr ? nullptr : bias + j0 + j, k0 > 0, pack_share);
         }
         std::swap(current, next);
       }
-      activate_rows(activation, m, width, sum, kPanel<T>);
+      const Index width = std::min(count * kPanel<T>, n - j0);
+      activate_rows(activation, m, width, sum, ld_sum);
       for (Index i = 0; i < m; ++i) {
         for_lanes<T>(width, [&](Index v, auto lanes) {
-          store_lanes(c + i * ldc + j + v, load_lanes(sum + i * kPanel<T> + v, lanes), lanes);
+          store_lanes(c + i * ldc + j0 + v, load_lanes(sum + i * ld_sum + v, lanes), lanes);
         });
       }
     });
@@ -250,48 +299,36 @@ template <class T>
 void gemm_many_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc, const T* bias,
                     Activation activation, Index threads) {
   const Index panels = PackedB<T>::panels(n);
-  const Index block = PackedB<T>::block_rows(k);
-  const Index blocks = (k + block - 1) / block;
   const Index row_blocks = (m + kRowBlock - 1) / kRowBlock;
   const Index row_block = ((m + row_blocks - 1) / row_blocks + kTileRows - 1) / kTileRows * kTileRows;
   const Index wanted_groups = std::min(panels, (kTasks + row_blocks - 1) / row_blocks);
   const Index group = (panels + wanted_groups - 1) / wanted_groups;
   const Index groups = (panels + group - 1) / group;
-  const Index ld_copy = (a.transposed ? row_block : block) + W<T>;
-  const Index copy_size = (a.transposed ? block : row_block) * ld_copy;
 
   memory::Buffer<T> packed(PackedB<T>::size(k, n));
-  // A block of A is read once for each panel, so it should stay in L2; rows a multiple of 16 KiB apart share too few
-  // sets for that, and a transposed A has its numbers in the wrong order.
-  const bool copied = a.transposed || a.ld * static_cast<Index>(sizeof(T)) % (1 << 14) == 0;
-  memory::Buffer<T> copies(copied ? std::min<Index>(threads, num_threads()) * copy_size : 0);
+  pack_b(b, k, n, packed.data());
+  // A is read in place, unless its rows collide: then through a copy with another stride.
+  const bool copied = collides(a);
+  const Index lines = a.transposed ? k : m, length = a.transposed ? m : k, ld_copy = length + W<T>;
+  memory::Buffer<T> copy(copied ? lines * ld_copy : 0);
   parallel_region(threads, [&](const Team& team) {
-    team.for_each(panels * blocks, [&](Index task) {
-      const Index k0 = task / panels * block, panel = task % panels;
-      const Index rows = std::min(block, k - k0);
-      pack_panel(b, n, k0, rows, panel, packed.data() + k0 * PackedB<T>::padded_columns(n) + panel * kPanel<T> * rows);
-    });
-    T* const copy = copies.data() + team.thread * copy_size;
+    if (copied) {
+      team.for_each((lines + 15) / 16, [&](Index chunk) {
+        for (Index line = chunk * 16; line < std::min(lines, chunk * 16 + 16); ++line) {
+          std::copy_n(a.data + line * a.ld, length, copy.data() + line * ld_copy);
+        }
+      });
+    }
+    const Operand<T> operand = copied ? Operand<T>{copy.data(), ld_copy, a.transposed} : a;
     team.for_each(row_blocks * groups, [&](Index task) {
       const Index row = task / groups * row_block;
       const Index m_task = std::min(row_block, m - row);
       if (m_task <= 0) return;
       const Index first = task % groups * group, last = std::min(first + group, panels);
-      T* const c_row = c + row * ldc;
-      for (Index k0 = 0; k0 < k; k0 += block) {
-        const Index rows = std::min(block, k - k0);
-        const PackedB<T> part{packed.data() + k0 * PackedB<T>::padded_columns(n), rows, n};
-        if (copied) {
-          copy_block(m_task, a, row, k0, rows, copy, ld_copy);
-          multiply_packed(m_task, copy, ld_copy, a.transposed ? Order::transposed : Order::row_major, part, first, last,
-                          c_row, ldc, bias, k0 > 0);
-        } else {
-          multiply_packed(m_task, a.data + row * a.ld + k0, a.ld, Order::row_major, part, first, last, c_row, ldc, bias,
-                          k0 > 0);
-        }
-      }
+      multiply_packed(m_task, at(operand, row, 0), operand.ld, order_of(operand), {packed.data(), k, n}, first, last,
+                      c + row * ldc, ldc, bias, false);
       const Index j = first * kPanel<T>;
-      activate_rows(activation, m_task, std::min(last * kPanel<T>, n) - j, c_row + j, ldc);
+      activate_rows(activation, m_task, std::min(last * kPanel<T>, n) - j, c + row * ldc + j, ldc);
     });
   });
 }
@@ -345,11 +382,19 @@ void pack_b(Operand<T> b, Index k, Index n, T* packed) {
   const Index panels = PackedB<T>::panels(n);
   const Index block = PackedB<T>::block_rows(k);
   const Index blocks = k == 0 ? 0 : (k + block - 1) / block;
-  parallel_region(k * n < kSerialWork ? 1 : panels * blocks, [&](const Team& team) {
-    team.for_each(panels * blocks, [&](Index task) {
-      const Index k0 = task / panels * block, panel = task % panels;
+  const auto at_block = [&](Index k0) { return packed + k0 * PackedB<T>::padded_columns(n); };
+  // Row-major B is read by whole rows, which the hardware prefetches; a transposed one by panels, for the same reason.
+  const Index chunks = b.transposed ? panels : (block + kPackRows - 1) / kPackRows;
+  parallel_region(k * n < (1 << 16) ? 1 : blocks * chunks, [&](const Team& team) {
+    team.for_each(blocks * chunks, [&](Index task) {
+      const Index k0 = task / chunks * block, chunk = task % chunks;
       const Index rows = std::min(block, k - k0);
-      pack_panel(b, n, k0, rows, panel, packed + k0 * PackedB<T>::padded_columns(n) + panel * kPanel<T> * rows);
+      if (b.transposed) {
+        pack_panel(b, n, k0, rows, chunk, at_block(k0) + chunk * kPanel<T> * rows);
+      } else {
+        const Index from = std::min(rows, chunk * kPackRows), to = std::min(rows, from + kPackRows);
+        pack_pieces(b, n, k0, rows, 0, panels, from * panels, to * panels, at_block(k0));
+      }
     });
   });
 }
@@ -371,12 +416,8 @@ void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, 
       const Index width = std::min(kPanel<T>, b.n - j);
       const T* const data = b.data + k0 * PackedB<T>::padded_columns(b.n) + panel * kPanel<T> * rows;
       const T* const bias_j = bias == nullptr ? nullptr : bias + j;
-      const bool add = accumulate || k0 > 0;
-      if (order == Order::row_major) {
-        multiply_panel<T, Order::row_major>(m, a + k0, lda, rows, data, width, c + j, ldc, bias_j, add, nothing);
-      } else {
-        multiply_panel<T, Order::transposed>(m, a + k0 * lda, lda, rows, data, width, c + j, ldc, bias_j, add, nothing);
-      }
+      const T* const ak = a + (order == Order::row_major ? k0 : k0 * lda);
+      multiply_panel_ordered(m, ak, lda, order, rows, data, width, c + j, ldc, bias_j, accumulate || k0 > 0, nothing);
     }
   }
 }

@@ -122,7 +122,8 @@ struct Filters {
   const T* tap(const Convolution& c, Index t) const {
     const Index w = t % c.windows[2].kernel, h = t / c.windows[2].kernel % c.windows[1].kernel;
     const Index d = t / c.windows[2].kernel / c.windows[1].kernel;
-    const Index stored = ((first[0] + d * step[0]) * kernel[1] + first[1] + h * step[1]) * kernel[2] + first[2] + w * step[2];
+    const Index stored =
+        ((first[0] + d * step[0]) * kernel[1] + first[1] + h * step[1]) * kernel[2] + first[2] + w * step[2];
     return data + stored * rows * columns;
   }
 

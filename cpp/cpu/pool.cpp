@@ -16,8 +16,8 @@
 namespace lec7::cpu::LEC7_ISA {
 namespace {
 
-constexpr Index kGrain = 1 << 14;  // numbers of the result a task
-constexpr Index kFewTasks = 8;
+constexpr Index kGrain = 1 << 15;         // numbers read a task
+constexpr Index kFewTasks = 8;            // of the scatter: then channels are split
 constexpr Index kScatterChunk = 1 << 12;  // winners looked at before they are added
 
 // Calls body(c, vectors, lanes) on groups of channels: four whole vectors at a time, to hide the latency of a chain
@@ -31,10 +31,10 @@ LEC7_INLINE void for_channels(Index channels, Body&& body) {
   if (c < channels) body(c, std::integral_constant<int, 1>{}, channels - c);
 }
 
-// Calls body(n, d, h) on the rows of a batch of images, on all threads.
+// Calls body(n, d, h) on the rows of a batch of images, on all threads; a row takes about `work` additions.
 template <class Body>
-void for_image_rows(Index batch, Index depth, Index height, Index row_size, Body&& body) {
-  parallel_ranges(batch * depth * height, std::max<Index>(1, kGrain / std::max<Index>(1, row_size)),
+void for_image_rows(Index batch, Index depth, Index height, Index work, Body&& body) {
+  parallel_ranges(batch * depth * height, std::max<Index>(1, kGrain / std::max<Index>(1, work)),
                   [&](Index begin, Index end) {
                     for (Index row = begin; row < end; ++row) {
                       body(row / (depth * height), row / height % depth, row % height);
@@ -75,7 +75,9 @@ LEC7_INLINE void for_windows(const PoolShape& s, Body&& body) {
   const Window &wd = s.windows[0], &wh = s.windows[1], &ww = s.windows[2];
   memory::Buffer<Range> taps(ww.out);  // the divisions in them once, not once a row
   for (Index w = 0; w < ww.out; ++w) taps[w] = ww.taps(w);
-  for_image_rows(s.x.batch, wd.out, wh.out, ww.out * s.x.channels, [&](Index n, Index d, Index h) {
+  Index work = ww.out * s.x.channels;
+  for (const Window& w : s.windows) work = std::min(kGrain, work) * std::min(w.kernel, w.in);
+  for_image_rows(s.x.batch, wd.out, wh.out, work, [&](Index n, Index d, Index h) {
     Cells cells{s, wd.taps(d), wh.taps(h), {}, wd.origin(d), wh.origin(h), 0};
     for (Index w = 0; w < ww.out; ++w) {
       cells.w = taps[w];
@@ -84,6 +86,35 @@ LEC7_INLINE void for_windows(const PoolShape& s, Body&& body) {
     }
   });
 }
+
+// The largest so far, and where it was. The first of equals stays, and so does the first NaN.
+template <class T>
+struct Winner {
+  Vec<T> value;
+  Vec<Bits<T>> index;
+
+  LEC7_INLINE void challenge(Vec<T> other, Vec<Bits<T>> other_index) {
+#if defined(__AVX512F__)
+    // "Not less or equal" holds for NaN, too. Two compares and two masked moves; GCC makes seven instructions of the
+    // expression below.
+    if constexpr (sizeof(T) == 4) {
+      const __mmask16 number = _mm512_cmp_ps_mask((__m512)value, (__m512)value, _CMP_ORD_Q);
+      const __mmask16 better = _mm512_mask_cmp_ps_mask(number, (__m512)other, (__m512)value, _CMP_NLE_UQ);
+      value = (Vec<T>)_mm512_mask_mov_ps((__m512)value, better, (__m512)other);
+      index = (Vec<Bits<T>>)_mm512_mask_mov_epi32((__m512i)index, better, (__m512i)other_index);
+    } else {
+      const __mmask8 number = _mm512_cmp_pd_mask((__m512d)value, (__m512d)value, _CMP_ORD_Q);
+      const __mmask8 better = _mm512_mask_cmp_pd_mask(number, (__m512d)other, (__m512d)value, _CMP_NLE_UQ);
+      value = (Vec<T>)_mm512_mask_mov_pd((__m512d)value, better, (__m512d)other);
+      index = (Vec<Bits<T>>)_mm512_mask_mov_epi64((__m512i)index, better, (__m512i)other_index);
+    }
+#else
+    const Vec<Bits<T>> better = (other > value) | ((other != other) & (value == value));
+    value = better ? other : value;
+    index = better ? other_index : index;
+#endif
+  }
+};
 
 template <class T>
 LEC7_INLINE void store_int32(std::int32_t* p, Vec<Bits<T>> v, Index n) {
@@ -122,34 +153,26 @@ void fill_scales(const PoolShape& s, Average average, T* scales) {
 template <class T>
 void max_pool_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax) {
   constexpr T lowest = -std::numeric_limits<T>::infinity();
-  using VI = Vec<Bits<T>>;
   for_windows(s, [&](Index n, Index o, const Cells& cells) LEC7_LAMBDA_INLINE {
     const T* const image = x + n * s.cells_in() * s.x.channels;
     const Index out = (n * s.cells_out() + o) * s.x.channels;
-    const VI nobody = broadcast(static_cast<Bits<T>>(cells.empty() ? -1 : cells.first()));
+    const auto first = broadcast(static_cast<Bits<T>>(cells.empty() ? -1 : cells.first()));
     for_channels<T>(s.x.channels, [&](Index c, auto vectors, auto lanes) LEC7_LAMBDA_INLINE {
       constexpr int kVectors = vectors;
-      Vec<T> most[kVectors];
-      VI winner[kVectors];
+      Winner<T> winners[kVectors];
       LEC7_UNROLL
-      for (int v = 0; v < kVectors; ++v) {
-        most[v] = broadcast(lowest);
-        winner[v] = nobody;
-      }
+      for (int v = 0; v < kVectors; ++v) winners[v] = {broadcast(lowest), first};
       cells.for_each([&](Index cell) LEC7_LAMBDA_INLINE {
-        const VI index = broadcast(static_cast<Bits<T>>(cell));
+        const auto index = broadcast(static_cast<Bits<T>>(cell));
         LEC7_UNROLL
         for (int v = 0; v < kVectors; ++v) {
-          const Vec<T> value = load_lanes(image + cell * s.x.channels + c + v * W<T>, lanes);
-          const VI better = (value > most[v]) | ((value != value) & (most[v] == most[v]));
-          most[v] = better ? value : most[v];
-          winner[v] = better ? index : winner[v];
+          winners[v].challenge(load_lanes(image + cell * s.x.channels + c + v * W<T>, lanes), index);
         }
       });
       LEC7_UNROLL
       for (int v = 0; v < kVectors; ++v) {
-        store_lanes(y + out + c + v * W<T>, most[v], lanes);
-        store_int32<T>(argmax + out + c + v * W<T>, winner[v], lanes);
+        store_lanes(y + out + c + v * W<T>, winners[v].value, lanes);
+        store_int32<T>(argmax + out + c + v * W<T>, winners[v].index, lanes);
       }
     });
   });
@@ -173,8 +196,8 @@ Index max_backward(const MaxPoolBackwardShape& s, const T* dy, const I* argmax, 
   // An image is one task; with few of them its channels are split, by whole cache lines.
   const Index line = 64 / static_cast<Index>(sizeof(T));
   const Index splits = (kFewTasks + s.batch - 1) / std::max<Index>(1, s.batch);
-  const Index width = (s.channels / splits + line - 1) / line * line + (s.channels < line ? s.channels : 0);
-  const Index blocks = s.channels == 0 ? 0 : (s.channels + width - 1) / width;
+  const Index width = (std::max<Index>(1, s.channels / splits) + line - 1) / line * line;
+  const Index blocks = (s.channels + width - 1) / width;
   const Index chunk = std::max<Index>(1, kScatterChunk / std::max<Index>(1, s.channels));
   const Index nowhere = s.batch * s.cells_out * s.channels;
   std::atomic<Index> bad{nowhere};

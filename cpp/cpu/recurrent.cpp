@@ -204,7 +204,7 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
                 const T* const c_before = t == walk.first(n + i) ? a.c0 + (n + i) * H
                                           : step == 0            ? a.c0 + (n + i) * H
                                                                  : a.cells + (walk.before(t) * N + n + i) * H;
-                const Vec<T> c = forget * load_first(c_before + unit, width) + in * g;
+                const Vec<T> c = forget * load_first(c_before + unit, width) + rounded(in * g);
                 keep(0, in), keep(1, forget), keep(2, out), keep(3, g);
                 store_first(a.cells + row * H + unit, c, width);
                 store_first(h, lives ? out * tanh<T>(c) : Vec<T>{}, width);
@@ -214,7 +214,7 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
                 const Vec<T> before = load_first(h_before + (n + i) * H + unit, width);
                 keep(0, r), keep(1, zz), keep(2, candidate);
                 store_first(a.cells + row * H + unit, tile.c[i][2], width);
-                store_first(h, lives ? (T{1} - zz) * candidate + zz * before : Vec<T>{}, width);
+                store_first(h, lives ? (T{1} - zz) * candidate + rounded(zz * before) : Vec<T>{}, width);
               }
             }
           }

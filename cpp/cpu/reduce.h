@@ -37,6 +37,19 @@ LEC7_INLINE void for_lanes_of_four(Vec<T> (&sums)[4], Index size, Step&& step) {
   if (i < size) step(sums[1], i, size - i);
 }
 
+// Reduces the lanes of v in pairs, in registers: combine(v, v with its halves swapped), then quarters, ...
+template <class T, class Combine>
+LEC7_INLINE T reduce_lanes(Vec<T> v, Combine&& combine) {
+  const auto step = [&]<int distance, int... I>(std::integral_constant<int, distance>, std::integer_sequence<int, I...>)
+                        LEC7_LAMBDA_INLINE { v = combine(v, __builtin_shufflevector(v, v, (I ^ distance)...)); };
+  constexpr auto lanes = std::make_integer_sequence<int, W<T>>{};
+  if constexpr (W<T> >= 16) step(std::integral_constant<int, 8>{}, lanes);
+  if constexpr (W<T> >= 8) step(std::integral_constant<int, 4>{}, lanes);
+  if constexpr (W<T> >= 4) step(std::integral_constant<int, 2>{}, lanes);
+  step(std::integral_constant<int, 1>{}, lanes);
+  return v[0];
+}
+
 // The largest of a row. Where the row holds NaN: NaN or the largest of some of the others.
 template <class T>
 LEC7_INLINE T row_max(const T* x, Index size) {
@@ -45,7 +58,8 @@ LEC7_INLINE T row_max(const T* x, Index size) {
   for_lanes_of_four<T>(most, size, [&](Vec<T>& m, Index i, auto n) LEC7_LAMBDA_INLINE {
     m = max<T>(m, first_lanes<T>(load_lanes(x + i, n), n, lowest));
   });
-  return reduce_max<T>(max<T>(max<T>(most[0], most[1]), max<T>(most[2], most[3])));
+  return reduce_lanes<T>(max<T>(max<T>(most[0], most[1]), max<T>(most[2], most[3])),
+                         [](Vec<T> a, Vec<T> b) LEC7_LAMBDA_INLINE { return max<T>(a, b); });
 }
 
 // The sum over [0, size) of term(i, n); lanes past the end do not count.
@@ -54,7 +68,8 @@ LEC7_INLINE T row_sum(Index size, Term&& term) {
   Vec<T> sums[4] = {};
   for_lanes_of_four<T>(
       sums, size, [&](Vec<T>& sum, Index i, auto n) LEC7_LAMBDA_INLINE { sum += first_lanes<T>(term(i, n), n, T{0}); });
-  return reduce_sum<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return reduce_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]),
+                         [](Vec<T> a, Vec<T> b) LEC7_LAMBDA_INLINE { return a + b; });
 }
 
 // Adds vectors up in float64: for sums of millions of numbers.
@@ -78,11 +93,20 @@ class Sum64 {
   struct Pair {
     Vec<double> low, high;
   };
+  // GCC 12 makes __builtin_convertvector of vectors half as wide.
   static LEC7_INLINE Pair widen(Vec<float> v) {
+#if defined(__AVX512F__)
+    return {(Vec<double>)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)v)),
+            (Vec<double>)_mm512_cvtps_pd(_mm512_extractf32x8_ps((__m512)v, 1))};
+#elif defined(__AVX2__)
+    return {(Vec<double>)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)v)),
+            (Vec<double>)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)v, 1))};
+#else
     typedef float Half __attribute__((vector_size(kVectorBytes / 2)));
     Half half[2];
     std::memcpy(half, &v, sizeof v);
     return {__builtin_convertvector(half[0], Vec<double>), __builtin_convertvector(half[1], Vec<double>)};
+#endif
   }
 
   Vec<double> low_{};

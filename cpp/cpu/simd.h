@@ -62,6 +62,18 @@ LEC7_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};
 }
 
+// Keeps a product from being fused into the sum that it goes into. In a * b + c * d the compiler may fuse either, and
+// two copies of the same code need not choose alike: rounded(a * b) + c * d leaves it no choice.
+template <class V>
+LEC7_INLINE V rounded(V v) {
+#if defined(__SSE2__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // The first n of W lanes (0 <= n <= W); the others read as zero and are not written.
 template <class T>
 LEC7_INLINE Vec<T> load_first(const T* p, Index n) {

@@ -13,7 +13,8 @@ AttentionShape attention_shape(const Shape& q, const Shape& k, const Shape& v, b
   if (k[3] != q[3]) fail("attention", "q and k share the head size d", arrays);
   if (v[2] != k[2]) fail("attention", "k and v share the number of keys Tk", arrays);
   if (q[3] < 1 || v[3] < 1) fail("attention", "the head sizes d and dv are at least 1", arrays);
-  const AttentionShape shape{q[0], q[1], q[2], k[2], q[3], v[3], Shape{q[0], q[1], q[2], v[3]}, Shape{q[0], q[1], q[2]}};
+  const AttentionShape shape{
+      q[0], q[1], q[2], k[2], q[3], v[3], Shape{q[0], q[1], q[2], v[3]}, Shape{q[0], q[1], q[2]}};
   checked_size("attention", shape.y);
   if (weights) checked_size("attention", shape.weights());
   return shape;
@@ -22,9 +23,8 @@ AttentionShape attention_shape(const Shape& q, const Shape& k, const Shape& v, b
 AttentionShape attention_backward_shape(const Shape& dy, const Shape& q, const Shape& k, const Shape& v, const Shape& y,
                                         const Shape& lse) {
   const AttentionShape shape = attention_shape(q, k, v, false);
-  const Named arrays[] = {{"dy (N, heads, Tq, dv)", dy},   {"y (N, heads, Tq, dv)", y},
-                          {"lse (N, heads, Tq)", lse},     {"q (N, heads, Tq, d)", q},
-                          {"k (N, heads, Tk, d)", k},      {"v (N, heads, Tk, dv)", v}};
+  const Named arrays[] = {{"dy (N, heads, Tq, dv)", dy}, {"y (N, heads, Tq, dv)", y}, {"lse (N, heads, Tq)", lse},
+                          {"q (N, heads, Tq, d)", q},    {"k (N, heads, Tk, d)", k},  {"v (N, heads, Tk, dv)", v}};
   if (dy != shape.y) fail("attention", "dy has the shape of the output, " + shape.y.str(), arrays);
   if (y != shape.y) fail("attention", "y has the shape of the output, " + shape.y.str(), arrays);
   if (lse != shape.lse) fail("attention", "lse has one number a query, " + shape.lse.str(), arrays);
@@ -55,8 +55,7 @@ std::vector<Index> attention_key_lengths(const AttentionShape& shape, const Shap
   }
   for (Index i = 0; i < shape.n; ++i) {
     if (values[i] < 0 || values[i] > shape.keys) {
-      fail("attention",
-           "key_lengths[" + std::to_string(i) + "] = " + std::to_string(values[i]) + " is not in [0, Tk]",
+      fail("attention", "key_lengths[" + std::to_string(i) + "] = " + std::to_string(values[i]) + " is not in [0, Tk]",
            {{"key_lengths (N,)", lengths}, {"k (N, heads, Tk, d)", {shape.n, shape.heads, shape.keys, shape.d}}});
     }
   }

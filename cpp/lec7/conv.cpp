@@ -17,7 +17,8 @@ std::string_view output_axes(int spatial) {
 
 ConvShape conv_shape(std::string_view op, int spatial, const Shape& x, const Shape& weight, const Shape* bias,
                      const ConvOptions& options) {
-  const Named named[] = {{image_axes(spatial), x}, {filter_axes(spatial), weight}, {"bias (F,)", bias ? *bias : Shape{}}};
+  const Named named[] = {
+      {image_axes(spatial), x}, {filter_axes(spatial), weight}, {"bias (F,)", bias ? *bias : Shape{}}};
   const std::span<const Named> arrays(named, bias == nullptr ? 2 : 3);
   if (weight.rank() != spatial + 2) {
     fail(op, "filters have " + std::to_string(spatial + 2) + " axes, not " + std::to_string(weight.rank()), arrays);
@@ -44,8 +45,8 @@ ConvShape conv_shape(std::string_view op, int spatial, const Shape& x, const Sha
   for (int axis = 0; axis < spatial; ++axis) kernel[kSpatialAxes - spatial + axis] = weight[axis];
 
   ConvShape shape{image.batch, {}, image.channels, filters, groups, options.flip, options.activation, {}};
-  shape.windows = windows_shape(op, spatial, image.size, kernel, options.stride, options.dilation, options.padding,
-                                false, arrays);
+  shape.windows =
+      windows_shape(op, spatial, image.size, kernel, options.stride, options.dilation, options.padding, false, arrays);
   ImageShape output{image.batch, {}, filters};
   for (int axis = 0; axis < kSpatialAxes; ++axis) output.size[axis] = shape.windows[axis].out;
   shape.y = image_array(spatial, output);

@@ -46,8 +46,8 @@ ConvShape conv_backward_shape(std::string_view op, int spatial, const Shape& dy,
 
 }  // namespace lec7
 
-LEC7_KERNELS(template <class T> void conv_forward(const ConvShape& shape, const T* x, const T* weight, const T* bias,
-                                                  T* y);
+LEC7_KERNELS(template <class T>
+             void conv_forward(const ConvShape& shape, const T* x, const T* weight, const T* bias, T* y);
 
              // dx, dweight and dbias may be null: not wanted. y is read only where there is an activation.
              template <class T> void conv_backward(const ConvShape& shape, const T* dy, const T* x, const T* weight,

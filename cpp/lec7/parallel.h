@@ -42,6 +42,10 @@ class FlushDenormals {
 #endif
 };
 
+// Code that runs on one thread or on many exists once: in a second copy the compiler may fuse the other product of
+// a * b + c * d, and the results would differ in the last bit.
+#define LEC7_ONE_COPY __attribute__((noinline, noclone))
+
 // "As many threads as there are", where a function takes a limit.
 inline constexpr Index kParallel = 1 << 20;
 
@@ -53,11 +57,12 @@ struct Team {
   // Runs body(i) for i in [0, tasks), each by whichever thread is free, then waits for all of them.
   template <class Body>
   void for_each(Index tasks, Body&& body) const {
+    const auto task = [&](Index i) LEC7_ONE_COPY { body(i); };
     if (threads == 1) {
-      for (Index i = 0; i < tasks; ++i) body(i);
+      for (Index i = 0; i < tasks; ++i) task(i);
     } else {
 #pragma omp for schedule(dynamic, 1)
-      for (Index i = 0; i < tasks; ++i) body(i);
+      for (Index i = 0; i < tasks; ++i) task(i);
     }
   }
 
@@ -72,16 +77,13 @@ struct Team {
 template <class Body>
 void parallel_region(Index most, Body&& body) {
   const int threads = static_cast<int>(most < num_threads() ? (most < 1 ? 1 : most) : num_threads());
-  if (threads == 1) {
+  const auto run = [&](Team team) LEC7_ONE_COPY {
     const FlushDenormals flush;
-    body(Team{0, 1});
-    return;
-  }
+    body(team);
+  };
+  if (threads == 1) return run(Team{0, 1});
 #pragma omp parallel num_threads(threads)
-  {
-    const FlushDenormals flush;
-    body(Team{omp_get_thread_num(), omp_get_num_threads()});
-  }
+  run(Team{omp_get_thread_num(), omp_get_num_threads()});
 }
 
 // Runs body(i) for i in [0, tasks).

@@ -70,7 +70,7 @@ class CharConfig:
             "rmsprop": optimizers.RMSProp,
             "sgd": lambda: optimizers.SGD(momentum=0.9),
         }
-        return rules[self.optimizer]()  # type: ignore[no-any-return]
+        return rules[self.optimizer]()
 
 
 class CharRun:

@@ -12,8 +12,8 @@ namespace lec7::test {
 struct Registration {
   Registration(const char* file, const char* name, void (*body)());
 };
-#define TEST(name)                                                              \
-  static void name();                                                           \
+#define TEST(name)                                                                   \
+  static void name();                                                                \
   static const ::lec7::test::Registration registered_##name(__FILE__, #name, &name); \
   static void name()
 

@@ -100,24 +100,26 @@ void on_every_isa(Body&& body) {
   cpu::set_isa(before);
 }
 
-// |got - want| <= k eps max |want|, with the same infinities and NaNs.
+// |got - want| <= k eps scale, with the same infinities and NaNs. The scale is that of the largest number, or of the
+// tests' inputs where all of them cancel.
 template <class T>
-void check_close(const Array<T>& got, const std::vector<double>& want, double k, const Place& place = Place::current()) {
+void check_close(const Array<T>& got, const std::vector<double>& want, double k,
+                 const Place& place = Place::current()) {
   if (got.size() != static_cast<Index>(want.size())) {
     return report(place, text(got.size(), " elements, not ", want.size()));
   }
-  double scale = 0;
+  double scale = 0.125;
   for (const double w : want) {
     if (std::isfinite(w)) scale = std::max(scale, std::abs(w));
   }
-  const double bound = k * std::numeric_limits<T>::epsilon() * scale + std::numeric_limits<float>::min();
+  const double bound = k * std::numeric_limits<T>::epsilon() * scale;
   std::uint64_t hash = 14695981039346656037u;
   Index worst = -1;
   double most = 0;
   for (Index i = 0; i < got.size(); ++i) {
     const double g = got[i], w = want[i];
-    const bool alike = std::isfinite(g) && std::isfinite(w) ? std::abs(g - w) <= bound
-                                                            : g == w || (std::isnan(g) && std::isnan(w));
+    const bool alike =
+        std::isfinite(g) && std::isfinite(w) ? std::abs(g - w) <= bound : g == w || (std::isnan(g) && std::isnan(w));
     const double error = std::isfinite(g - w) ? std::abs(g - w) : std::numeric_limits<double>::infinity();
     if (!alike && error > most) {
       worst = i;

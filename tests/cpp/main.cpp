@@ -53,7 +53,9 @@ void report(const Place& place, const std::string& what) {
 int main(int argc, char** argv) {
   using namespace lec7::test;
   std::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);
+  // Holes in results are NaN, and what a kernel still reads after it gave it back is gone.
   lec7::memory::set_poison(true);
+  lec7::memory::set_limit(0);
   const std::vector<std::string> suites(argv + 1, argv + argc);
   int run = 0;
   for (const Test& test : tests()) {

@@ -1,4 +1,5 @@
-// The part of the OpenMP runtime that GCC's code for lec7/parallel.h calls, on threads that ThreadSanitizer understands.
+// The part of the OpenMP runtime that GCC's code for lec7/parallel.h calls, on threads that ThreadSanitizer
+// understands.
 //
 // libgomp is not built with the sanitizer and synchronizes through futexes, so that every fork, join and barrier of it
 // looks like a missing one: thousands of false races, or, with all of them suppressed, none found at all. Linked in

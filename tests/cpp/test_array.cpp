@@ -46,10 +46,10 @@ TEST(products_that_leave_63_bits_are_refused) {
     Index a, b;
     const char* message;
   };
-  for (const auto& [a, b, message] : {Case{kMost, 1, "nothing was thrown"},
-                                      Case{Index{1} << 31, Index{1} << 31, "nothing was thrown"},
-                                      Case{Index{1} << 32, Index{1} << 31, "op: sizes overflow: 4294967296 x 2147483648"},
-                                      Case{kMost, 2, "op: sizes overflow: 9223372036854775807 x 2"}}) {
+  for (const auto& [a, b, message] :
+       {Case{kMost, 1, "nothing was thrown"}, Case{Index{1} << 31, Index{1} << 31, "nothing was thrown"},
+        Case{Index{1} << 32, Index{1} << 31, "op: sizes overflow: 4294967296 x 2147483648"},
+        Case{kMost, 2, "op: sizes overflow: 9223372036854775807 x 2"}}) {
     check_equal(thrown<Refused>([&] { checked_multiply("op", a, b); }), message);
   }
   check_equal(checked_multiply("op", Index{3} << 40, 5), Index{15} << 40);
@@ -61,8 +61,7 @@ TEST(results_that_no_memory_holds_are_refused) {
   check_equal(checked_size("op", {}), 1);
   check_equal(thrown<Refused>([] { checked_size("op", {2, kElements}); }),
               "op: the result would have 281474976710656 elements; shape = (2, 140737488355328)");
-  check_equal(thrown<Refused>([] { checked_size("op", {kMost, 3}); }),
-              "op: sizes overflow: 9223372036854775807 x 3");
+  check_equal(thrown<Refused>([] { checked_size("op", {kMost, 3}); }), "op: sizes overflow: 9223372036854775807 x 3");
 }
 
 }  // namespace

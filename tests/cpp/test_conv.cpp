@@ -85,16 +85,16 @@ void check_conv(Random& random, const Case& test) {
   on_every_isa([&] {
     const Array<T> got(dy.size());
     LEC7_PICK(conv_forward<T>)(shape, x.data(), weight.data(), has_bias ? bias.data() : nullptr, got.data());
-    check_close(got, y, 16);
+    check_close(got, y, 32);
     for (const int wanted : {7, 1, 2, 4}) {
       const Array<T> got_dx(x.size()), got_dweight(weight.size()), got_dbias(test.filters);
       LEC7_PICK(conv_backward<T>)
       (shape, dy.data(), x.data(), weight.data(), test.activation == Activation::none ? nullptr : y_given.data(),
        wanted & 1 ? got_dx.data() : nullptr, wanted & 2 ? got_dweight.data() : nullptr,
        wanted & 4 ? got_dbias.data() : nullptr);
-      if (wanted & 1) check_close(got_dx, dx, 16);
-      if (wanted & 2) check_close(got_dweight, dweight, 16);
-      if (wanted & 4) check_close(got_dbias, dbias, 16);
+      if (wanted & 1) check_close(got_dx, dx, 32);
+      if (wanted & 2) check_close(got_dweight, dweight, 32);
+      if (wanted & 4) check_close(got_dbias, dbias, 32);
     }
   });
 }

@@ -24,12 +24,12 @@ template <class T>
 void check_matmul(Random& random, Index m, Index n, Index k, bool transpose_a, bool transpose_b) {
   const Trying sizes(text("m=", m, ", n=", n, ", k=", k, transpose_a ? ", A^T" : "", transpose_b ? ", B^T" : ""));
   const Array<T> a = random.array<T>(m * k), b = random.array<T>(k * n);
-  const std::vector<double> c = product(m, n, k, a, transpose_a ? 1 : k, transpose_a ? m : 1, b, transpose_b ? 1 : n,
-                                        transpose_b ? k : 1);
+  const std::vector<double> c =
+      product(m, n, k, a, transpose_a ? 1 : k, transpose_a ? m : 1, b, transpose_b ? 1 : n, transpose_b ? k : 1);
   on_every_isa([&] {
     const Array<T> got(m * n);
     LEC7_PICK(matmul<T>)({m, n, k}, a.data(), transpose_a, b.data(), transpose_b, got.data());
-    check_close(got, c, 16);
+    check_close(got, c, 32);
   });
 }
 
@@ -106,16 +106,16 @@ void check_linear(Random& random, Index rows, Index in, Index out, Activation ac
     const Array<T> got(rows * out);
     LEC7_PICK(linear_forward<T>)
     (shape, x.data(), weight.data(), has_bias ? bias.data() : nullptr, activation, got.data());
-    check_close(got, y, 16);
+    check_close(got, y, 32);
     for (const int wanted : {7, 1, 2, 4, 0}) {  // each gradient, alone and together
       const Array<T> got_dx(rows * in), got_dweight(in * out), got_dbias(out);
       LEC7_PICK(linear_backward<T>)
       (shape, dy.data(), x.data(), weight.data(), activation == Activation::none ? nullptr : y_given.data(), activation,
        wanted & 1 ? got_dx.data() : nullptr, wanted & 2 ? got_dweight.data() : nullptr,
        wanted & 4 ? got_dbias.data() : nullptr);
-      if (wanted & 1) check_close(got_dx, dx, 16);
-      if (wanted & 2) check_close(got_dweight, dweight, 16);
-      if (wanted & 4) check_close(got_dbias, dbias, 16);
+      if (wanted & 1) check_close(got_dx, dx, 32);
+      if (wanted & 2) check_close(got_dweight, dweight, 32);
+      if (wanted & 4) check_close(got_dbias, dbias, 32);
     }
   });
 }

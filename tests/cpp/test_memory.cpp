@@ -131,7 +131,8 @@ TEST(poison_fills_fresh_and_reused_blocks) {
 }
 
 TEST(what_no_memory_holds_is_refused) {
-  for (const std::size_t bytes : {std::size_t{1} << 47, std::size_t{1} << 49, (std::size_t{1} << 50) + 1, ~std::size_t{0}}) {
+  for (const std::size_t bytes :
+       {std::size_t{1} << 47, std::size_t{1} << 49, (std::size_t{1} << 50) + 1, ~std::size_t{0}}) {
     const std::size_t in_use = memory::info().in_use;
     const Trying size(text(bytes, " bytes"));
     check_equal(thrown<std::bad_alloc>([&] { memory::allocate(bytes); }), std::bad_alloc().what());

@@ -118,15 +118,15 @@ TEST(norm_and_scale) {
     for (const Index n : kSizes) {
       const Trying size(text("n=", n));
       const Array<T> x = random.array<T>(n);
-      double squares = 0;
+      long double squares = 0;
       std::vector<double> scaled;
       for (Index i = 0; i < n; ++i) {
-        squares += static_cast<double>(x[i]) * x[i];
+        squares += static_cast<long double>(x[i]) * x[i];
         scaled.push_back(static_cast<T>(x[i] * T{0.75}));
       }
       on_every_isa([&] {
         const Array<double> norm(std::vector<double>{LEC7_PICK(global_norm<T>)(n, x.data())});
-        check_close(norm, {std::sqrt(squares)}, 64);
+        check_close(norm, {static_cast<double>(std::sqrt(squares))}, 64);
         const Array<T> y(x.values());
         LEC7_PICK(scale<T>)(n, y.data(), 0.75);
         check_same(y, scaled);

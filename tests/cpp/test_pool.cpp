@@ -62,10 +62,12 @@ void check_max(Random& random, const Case& test) {
     LEC7_PICK(max_pool_forward<T>)(shape, x.data(), got.data(), winners.data());
     check_same(got, y);
     check_same(Array<double>(winners.values()), argmax);
-    check_equal(LEC7_PICK(max_pool_backward<T>)(backward, dy.data(), {winners.data(), false, size}, gradient.data()), -1);
+    check_equal(LEC7_PICK(max_pool_backward<T>)(backward, dy.data(), {winners.data(), false, size}, gradient.data()),
+                -1);
     check_close(gradient, dx, 8);
     check_equal(
-        LEC7_PICK(max_pool_backward<T>)(backward, dy.data(), {argmax_wide.data(), true, size}, gradient_wide.data()), -1);
+        LEC7_PICK(max_pool_backward<T>)(backward, dy.data(), {argmax_wide.data(), true, size}, gradient_wide.data()),
+        -1);
     check_same(gradient_wide, gradient.values());
   });
 }
@@ -147,7 +149,8 @@ TEST(an_argmax_out_of_range_is_found) {
     for (const Index channels : {1, 16, 35}) {
       const Index size = 2 * 9 * channels;
       const MaxPoolBackwardShape shape{2, 4, 9, channels};
-      for (const std::int64_t bad : {std::int64_t{4}, std::int64_t{-2}, std::int64_t{1} << 32, std::numeric_limits<std::int64_t>::min()}) {
+      for (const std::int64_t bad :
+           {std::int64_t{4}, std::int64_t{-2}, std::int64_t{1} << 32, std::numeric_limits<std::int64_t>::min()}) {
         for (const Index at : {Index{0}, size / 2, size - 1}) {
           const Trying what(text("channels=", channels, ", ", bad, " at ", at));
           std::vector<std::int64_t> values(static_cast<std::size_t>(size), 3);

@@ -22,7 +22,8 @@ struct Refusal {
 };
 
 void check_refusals(std::initializer_list<Refusal> refusals, const Place& place = Place::current()) {
-  for (const Refusal& refusal : refusals) check_equal(thrown<std::invalid_argument>(refusal.call), refusal.message, place);
+  for (const Refusal& refusal : refusals)
+    check_equal(thrown<std::invalid_argument>(refusal.call), refusal.message, place);
 }
 
 constexpr Index kHuge = Index{1} << 40;
@@ -60,8 +61,7 @@ TEST(matmul) {
   const MatmulShape shape = matmul_shape({7, 2}, {5, 7}, true, true);
   CHECK(shape.m == 2 && shape.n == 5 && shape.k == 7);
   check_refusals({
-      {[] { matmul_shape({2, 3, 4}, {4, 5}, false, false); },
-       "matmul: a and b have 2 axes; a = (2, 3, 4), b = (4, 5)"},
+      {[] { matmul_shape({2, 3, 4}, {4, 5}, false, false); }, "matmul: a and b have 2 axes; a = (2, 3, 4), b = (4, 5)"},
       {[] { matmul_shape({2, 3}, {4, 5}, false, false); },
        "matmul: the inner sizes differ; a (M, K) = (2, 3), b (K, N) = (4, 5)"},
       {[] { matmul_shape({2, 3}, {4, 5}, true, true); },
@@ -103,8 +103,7 @@ TEST(softmax_and_losses) {
       {cross_entropy({2, 3}, {2}, two, &long_weight, 0),
        "softmax_cross_entropy: class_weight has one number for each of the 3 classes; logits (..., K) = (2, 3), labels "
        "(...) = (2,), class_weight (K,) = (4,)"},
-      {cross_entropy({2, 3}, {2}, two, nullptr, kNan),
-       "softmax_cross_entropy: label_smoothing is in [0, 1]; got nan"},
+      {cross_entropy({2, 3}, {2}, two, nullptr, kNan), "softmax_cross_entropy: label_smoothing is in [0, 1]; got nan"},
       {cross_entropy({2, 2}, {2}, two, nullptr, 0),
        "softmax_cross_entropy: labels is 2 at (1,), outside [0, 2); labels (...) = (2,)"},
       {cross_entropy({2, 3, 3}, {2, 3}, six, nullptr, 0),
@@ -160,8 +159,8 @@ TEST(same_padding_keeps_ceil_of_in_over_stride) {
         for (const Index dilation : {1, 2, 3}) {
           const Trying what(text("in=", in, ", kernel=", kernel, ", stride=", stride, ", dilation=", dilation));
           const auto window = [&](PaddingRule rule) {
-            return windows_shape("op", 1, {1, 1, in}, {1, 1, kernel}, {1, 1, stride}, {1, 1, dilation}, {rule, {}, {}}, false,
-                                 {})[2];
+            return windows_shape("op", 1, {1, 1, in}, {1, 1, kernel}, {1, 1, stride}, {1, 1, dilation}, {rule, {}, {}},
+                                 false, {})[2];
           };
           const Window same = window(PaddingRule::same), lower = window(PaddingRule::same_lower);
           check_equal(same.out, (in + stride - 1) / stride);
@@ -242,7 +241,10 @@ TEST(conv) {
 
 TEST(pool) {
   const auto square = [](Index kernel, Index padding) {
-    return PoolOptions{{1, kernel, kernel}, {1, kernel, kernel}, {1, 1, 1}, numbers({0, padding, padding}, {0, padding, padding}),
+    return PoolOptions{{1, kernel, kernel},
+                       {1, kernel, kernel},
+                       {1, 1, 1},
+                       numbers({0, padding, padding}, {0, padding, padding}),
                        false};
   };
   check_equal(max_pool_shape("max_pool2d", 2, {8, 6, 7, 3}, square(2, 0)).y.str(), "(8, 3, 3, 3)");
@@ -270,11 +272,13 @@ TEST(pool) {
 // ---- recurrent and attention ----
 
 TEST(recurrent) {
-  const Shape x{9, 2, 3}, h{2, 5}, weight_x{3, 20}, weight_h{5, 20}, bias{20}, narrow{2, 4}, empty{0, 2, 3}, no_units{2, 0};
-  const RecurrentArguments fine{.x = &x, .h0 = &h, .c0 = &h, .weight_x = &weight_x, .weight_h = &weight_h, .bias = &bias};
+  const Shape x{9, 2, 3}, h{2, 5}, weight_x{3, 20}, weight_h{5, 20}, bias{20}, narrow{2, 4}, empty{0, 2, 3},
+      no_units{2, 0};
+  const RecurrentArguments fine{
+      .x = &x, .h0 = &h, .c0 = &h, .weight_x = &weight_x, .weight_h = &weight_h, .bias = &bias};
   const RecurrentShape shape = recurrent_shape("lstm", Cell::lstm, false, fine);
   CHECK(shape.steps == 9 && shape.batch == 2 && shape.inputs == 3 && shape.hidden == 5 && shape.gates() == 20);
-  const auto with = [&](const Shape* RecurrentArguments::*argument, const Shape& value, bool step = false) {
+  const auto with = [&](const Shape* RecurrentArguments::* argument, const Shape& value, bool step = false) {
     return [=, &value] {
       RecurrentArguments arguments = fine;
       arguments.*argument = &value;

@@ -15,12 +15,12 @@ struct Axis {
   Index cell(Index o, Index k) const { return o * stride + k * dilation - before; }
   bool exists(Index cell) const { return cell >= 0 && cell < in; }
   bool exists_padded(Index cell) const { return cell >= -before && cell < in + after; }
-  // Counted, not divided: windows that fit; with ceil also a last one that does not, if it begins before the end padding.
+  // Counted, not divided: the windows that fit; with ceil also one that lacks less than a stride, unless it would begin
+  // in the padding at the end.
   Index out() const {
     Index n = 0;
-    while (cell(n, 0) + extent() <= in + after) ++n;
-    const bool begins_before_end = n == 0 || cell(n - 1, 0) + extent() < in + after;
-    return ceil && begins_before_end && cell(n, 0) < in ? n + 1 : n;
+    while (cell(n, 0) + extent() <= in + after + (ceil ? stride - 1 : 0)) ++n;
+    return ceil && n > 0 && cell(n - 1, 0) >= in ? n - 1 : n;
   }
 };
 
@@ -43,7 +43,8 @@ struct Geometry {
     return each([](const Axis& a) { return a.dilation; });
   }
   Padding padding() const {
-    return {PaddingRule::numbers, each([](const Axis& a) { return a.before; }), each([](const Axis& a) { return a.after; })};
+    return {PaddingRule::numbers, each([](const Axis& a) { return a.before; }),
+            each([](const Axis& a) { return a.after; })};
   }
   PerAxis in() const {
     return each([](const Axis& a) { return a.in; });
@@ -92,8 +93,8 @@ struct Geometry {
     std::string result = text(spatial, "d");
     for (int axis = 3 - spatial; axis < 3; ++axis) {
       const Axis& a = axes[axis];
-      result += text(" [in=", a.in, " kernel=", a.kernel, " stride=", a.stride, " dilation=", a.dilation, " padding=",
-                     a.before, "+", a.after, a.ceil ? " ceil" : "", "]");
+      result += text(" [in=", a.in, " kernel=", a.kernel, " stride=", a.stride, " dilation=", a.dilation,
+                     " padding=", a.before, "+", a.after, a.ceil ? " ceil" : "", "]");
     }
     return result;
   }

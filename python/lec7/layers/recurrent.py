@@ -62,7 +62,7 @@ class RecurrentLayer(Layer):
     def step(self, x: Array, state: State) -> State:
         """One step without a backward pass: x (N, input_size), state -> the next state, h first."""
         forward = getattr(ops, f"{self.cell}_step_forward")
-        return forward(x, *state, *self._weights(), **self._options())[:-1]  # type: ignore[no-any-return]
+        return forward(x, *state, *self._weights(), **self._options())[:-1]
 
     def forward(
         self, x: Array, *, training: bool = False, state: State | None = None, lengths: Array | None = None

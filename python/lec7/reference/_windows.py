@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from operator import index
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -44,7 +45,7 @@ def resolve_padding(
             small, large = total // 2, total - total // 2
             pads.append((large, small) if padding == "same_lower" else (small, large))
         return pads
-    values = list(padding) if isinstance(padding, Sequence) else [index(padding)] * rank
+    values: list[Any] = list(padding) if isinstance(padding, Sequence) else [index(padding)] * rank
     if len(values) != rank:
         raise ValueError(f"{op}: padding must be a number, {rank} numbers or {rank} pairs, is {padding}")
     pads = [(v[0], v[1]) if isinstance(v, Sequence) else (index(v), index(v)) for v in values]
