@@ -22,8 +22,8 @@ double peak = 0;  // FLOP/s, set in main
 }  // namespace
 
 double fma_peak() {
-  constexpr Index kRounds =
-      1 << 16;  // about 0.2 ms: short enough that on a busy machine, too, some runs are undisturbed
+  // About 0.2 ms: short enough that some runs are undisturbed on a busy machine, too.
+  constexpr Index kRounds = 1 << 16;
   std::vector<double> best(num_threads());
   parallel_region(kParallel, [&](const Team& team) {
     for (int run = 0; run < 500; ++run) {

@@ -223,7 +223,7 @@ def run_suite(
         if len(ratios) > 1:
             mean = statistics.geometric_mean(ratios)
             of = f" of {direction}" if direction else ""
-            print(f"{chr(10) if markdown else ''}geometric mean of the ratios{of}: {mean:.2f}")
+            print(f"\ngeometric mean of the ratios{of}: {mean:.2f}")
     return results, disagreements
 
 
@@ -277,8 +277,10 @@ def main() -> int:
     peak = args.peak * 1e9 if args.peak else best_matmul(args.rounds)
     source = "--peak" if args.peak else "the better of the two libraries' 2048^3 products"
     machine = describe(args.threads, args.rounds, peak, source)
+    if args.markdown:
+        print("## Measured\n")
     print(
-        f"{machine['date']}: {machine['cpu']}, {machine['isa']}, {args.threads} threads, "
+        f"{machine['date']}: {machine['cpu']}, {machine['isa']}, threads: {args.threads}, "
         f"load average {machine['load_average']:.1f}; medians of {args.rounds} rounds\n"
         f"{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}\n"
         f"peak: {peak / 1e9:.0f} GFLOP/s, from {source}",

@@ -13,6 +13,7 @@
 #include <string_view>
 #include <utility>
 
+#include "lec7/activation.h"
 #include "lec7/array.h"
 
 namespace lec7::bindings {
@@ -105,9 +106,9 @@ py::tuple to_tuple(const Arrays&... arrays) {
   return py::make_tuple(to_python(arrays)...);
 }
 
-// A string option or None.
-inline std::string text_or_empty(py::handle value) {
-  return value.is_none() ? std::string() : std::string(py::str(value));
+// The op's fused activation: None or its name.
+inline Activation activation_of(std::string_view op, py::handle value) {
+  return value.is_none() ? Activation::none : parse_activation(op, std::string(py::str(value)));
 }
 
 }  // namespace lec7::bindings

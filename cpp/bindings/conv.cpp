@@ -16,7 +16,7 @@ ConvOptions parse_options(std::string_view op, int spatial, py::handle stride, p
           parse_per_axis(op, "dilation", dilation, spatial),
           groups,
           flip,
-          parse_activation(op, text_or_empty(activation))};
+          activation_of(op, activation)};
 }
 
 template <int spatial>

@@ -10,7 +10,7 @@ py::object linear_forward(py::handle x_, py::handle weight_, py::handle bias_, p
   const Array x = float_array("linear", "x", x_), weight = float_array("linear", "weight", weight_);
   const Array bias = optional_float_array("linear", "bias", bias_);
   const DType dtype = common_dtype("linear", {{"x", x}, {"weight", weight}, {"bias", bias}});
-  const Activation activation = parse_activation("linear", text_or_empty(activation_));
+  const Activation activation = activation_of("linear", activation_);
   const LinearShape shape = linear_shape(x.shape(), weight.shape(), bias.shape_or_null());
   const Array y = new_array(dtype, shape.y);
   with_float(dtype, [&]<class T> {
@@ -25,7 +25,7 @@ py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, py:
   const Array dy = float_array("linear", "dy", dy_), x = float_array("linear", "x", x_);
   const Array weight = float_array("linear", "weight", weight_), y = optional_float_array("linear", "y", y_);
   const DType dtype = common_dtype("linear", {{"dy", dy}, {"x", x}, {"weight", weight}, {"y", y}});
-  const Activation activation = parse_activation("linear", text_or_empty(activation_));
+  const Activation activation = activation_of("linear", activation_);
   const LinearShape shape = linear_backward_shape(dy.shape(), x.shape(), weight.shape(), y.shape_or_null(), activation);
   const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>("linear", needs_, {"dx", "dweight", "dbias"});
   const Array dx = new_array_if(need_dx, dtype, x.shape());

@@ -10,7 +10,7 @@ namespace lec7::bindings {
 namespace {
 
 Cell rnn_cell(std::string_view op, py::handle activation) {
-  const std::string text = text_or_empty(activation);
+  const std::string text = py::str(activation);
   if (text == "tanh") return Cell::rnn_tanh;
   if (text == "relu") return Cell::rnn_relu;
   fail(op, "activation is \"tanh\" or \"relu\"; got \"" + text + "\"");
@@ -40,12 +40,8 @@ py::tuple forward(std::string_view op, Cell cell, bool step, py::handle x_, py::
   const Array c0 = lstm ? float_array(op, step ? "c" : "c0", c0_) : Array();
   const Array weight_x = float_array(op, "weight_x", weight_x_), weight_h = float_array(op, "weight_h", weight_h_);
   const Array bias = float_array(op, "bias", bias_);
-  const DType dtype = common_dtype(op, {{"x", x},
-                                        {"h", h0},
-                                        {"c", c0},
-                                        {"weight_x", weight_x},
-                                        {"weight_h", weight_h},
-                                        {"bias", bias}});
+  const DType dtype = common_dtype(
+      op, {{"x", x}, {"h", h0}, {"c", c0}, {"weight_x", weight_x}, {"weight_h", weight_h}, {"bias", bias}});
   const RecurrentShape shape = recurrent_shape(op, cell, step,
                                                {.x = &x.shape(),
                                                 .h0 = &h0.shape(),
@@ -129,7 +125,8 @@ py::tuple backward(std::string_view op, Cell cell, bool step, py::handle dhs_, p
   };
   const char* const dh_name = step ? "dh" : "dh0";
   if (lstm) {
-    const auto need = parse_needs<6>(op, needs_, {"dx", dh_name, step ? "dc" : "dc0", "dweight_x", "dweight_h", "dbias"});
+    const auto need =
+        parse_needs<6>(op, needs_, {"dx", dh_name, step ? "dc" : "dc0", "dweight_x", "dweight_h", "dbias"});
     allocate(need[0], need[1], need[2], need[3], need[4], need[5]);
   } else {
     const auto need = parse_needs<5>(op, needs_, {"dx", dh_name, "dweight_x", "dweight_h", "dbias"});
@@ -138,11 +135,11 @@ py::tuple backward(std::string_view op, Cell cell, bool step, py::handle dhs_, p
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(recurrent_backward<T>)
-    (shape, RecurrentBackward<T>{dhs.data<T>(), dh_last.data<T>(), dc_last.data<T>(), x.data<T>(), h0.data<T>(),
-                                 c0.data<T>(), weight_x.data<T>(), weight_h.data<T>(), hs.data<T>(), gates.data<T>(),
-                                 cells.data<T>(), lengths ? lengths->data() : nullptr, reverse, dx.data<T>(),
-                                 dh0.data<T>(), dc0.data<T>(), dweight_x.data<T>(), dweight_h.data<T>(),
-                                 dbias.data<T>()});
+    (shape,
+     RecurrentBackward<T>{dhs.data<T>(), dh_last.data<T>(), dc_last.data<T>(), x.data<T>(), h0.data<T>(), c0.data<T>(),
+                          weight_x.data<T>(), weight_h.data<T>(), hs.data<T>(), gates.data<T>(), cells.data<T>(),
+                          lengths ? lengths->data() : nullptr, reverse, dx.data<T>(), dh0.data<T>(), dc0.data<T>(),
+                          dweight_x.data<T>(), dweight_h.data<T>(), dbias.data<T>()});
   });
   if (lstm) return to_tuple(dx, dh0, dc0, dweight_x, dweight_h, dbias);
   return to_tuple(dx, dh0, dweight_x, dweight_h, dbias);
@@ -154,15 +151,16 @@ void bind_rnn(py::module_& m) {
   m.def(
       "rnn_step_forward",
       [](H x, H h, H wx, H wh, H b, H activation) {
-        return forward("rnn_step", rnn_cell("rnn_step", activation), true, x, h, py::none(), wx, wh, b, py::none(), false);
+        return forward("rnn_step", rnn_cell("rnn_step", activation), true, x, h, py::none(), wx, wh, b, py::none(),
+                       false);
       },
       py::arg("x"), py::arg("h"), py::arg("weight_x"), py::arg("weight_h"), py::arg("bias"), py::kw_only(),
       py::arg("activation") = "tanh");
   m.def(
       "rnn_step_backward",
       [](H dh, H x, H h, H wx, H wh, H h_next, H saved, H activation, H needs) {
-        return backward("rnn_step", rnn_cell("rnn_step", activation), true, dh, py::none(), py::none(), x, h, py::none(),
-                        wx, wh, h_next, saved, py::none(), false, needs);
+        return backward("rnn_step", rnn_cell("rnn_step", activation), true, dh, py::none(), py::none(), x, h,
+                        py::none(), wx, wh, h_next, saved, py::none(), false, needs);
       },
       py::arg("dh_next"), py::arg("x"), py::arg("h"), py::arg("weight_x"), py::arg("weight_h"), py::arg("h_next"),
       py::arg("saved"), py::kw_only(), py::arg("activation") = "tanh", py::arg("needs") = py::none());
@@ -194,8 +192,8 @@ void bind_gru(py::module_& m) {
   m.def(
       "gru_step_backward",
       [](H dh, H x, H h, H wx, H wh, H h_next, H saved, H needs) {
-        return backward("gru_step", Cell::gru, true, dh, py::none(), py::none(), x, h, py::none(), wx, wh, h_next, saved,
-                        py::none(), false, needs);
+        return backward("gru_step", Cell::gru, true, dh, py::none(), py::none(), x, h, py::none(), wx, wh, h_next,
+                        saved, py::none(), false, needs);
       },
       py::arg("dh_next"), py::arg("x"), py::arg("h"), py::arg("weight_x"), py::arg("weight_h"), py::arg("h_next"),
       py::arg("saved"), py::kw_only(), py::arg("needs") = py::none());
@@ -242,7 +240,8 @@ void bind_lstm(py::module_& m) {
   m.def(
       "lstm_backward",
       [](H dhs, H dh_T, H dc_T, H x, H h0, H c0, H wx, H wh, H hs, H saved, H lengths, bool reverse, H needs) {
-        return backward("lstm", Cell::lstm, false, dhs, dh_T, dc_T, x, h0, c0, wx, wh, hs, saved, lengths, reverse, needs);
+        return backward("lstm", Cell::lstm, false, dhs, dh_T, dc_T, x, h0, c0, wx, wh, hs, saved, lengths, reverse,
+                        needs);
       },
       py::arg("dhs"), py::arg("dh_T"), py::arg("dc_T"), py::arg("x"), py::arg("h0"), py::arg("c0"), py::arg("weight_x"),
       py::arg("weight_h"), py::arg("hs"), py::arg("saved"), py::kw_only(), py::arg("lengths") = py::none(),

@@ -241,7 +241,8 @@ struct Forward {
     if (visible <= k0) return;
     const bool first = k0 == 0, last = visible <= k0 + kKeyBlock;
     const Index count = std::min(kKeyBlock, visible - k0), width = whole_vectors<T>(count);
-    dot_products<T, MR>(q + r * s.d, s.d, keys, k0, count, scores, kScores);
+    const Index ldq = whole_vectors<T>(s.d);
+    dot_products<T, MR>(q + r * ldq, ldq, keys, k0, count, scores, kScores);
 
     T decay[MR], norm[MR];
     for (int i = 0; i < MR; ++i) {
@@ -294,7 +295,7 @@ struct Forward {
     const AttentionShape& s = head.s;
     for (Index i0 = begin; i0 < end; i0 += kQueryBlock) {
       const Index queries = std::min(kQueryBlock, end - i0);
-      copy_padded(queries, s.d, q_rows + i0 * s.d, head.params.scale, q, s.d);
+      copy_padded(queries, s.d, q_rows + i0 * s.d, head.params.scale, q, whole_vectors<T>(s.d));
       const Index visible = head.visible(i0 + queries - 1);
       for (Index k0 = 0; k0 < visible; k0 += kKeyBlock) {
         for_row_tiles(queries, [&]<int MR>(Index r) { strip<MR>(i0, r, k0); });
@@ -412,7 +413,7 @@ void attention_forward(const AttentionShape& s, const AttentionParams<T>& params
   const Index ldv = whole_vectors<T>(s.dv);
   const bool pad_v = ldv != s.dv;
 
-  Scratch<T> q_block(threads, std::min(kQueryBlock, task_queries) * s.d);
+  Scratch<T> q_block(threads, std::min(kQueryBlock, task_queries) * whole_vectors<T>(s.d));
   Scratch<T> scores(threads, kTileRows * Forward<T>::kScores);
   Scratch<T> top(threads, kQueryBlock), sum(threads, kQueryBlock);
   Scratch<T> panels(threads, pack ? Vectors<T>::packed_size(s.keys, s.d) : 0);

@@ -53,6 +53,8 @@ void multiply_row(Index n, Index k, const T* x, Index x_stride, const T* b, Inde
     for_lanes<T>(n, [&](Index j, auto lanes) {
       Vec<T> even = load_lanes(y + j, lanes), odd{};
       LEC7_UNROLL
+      for (int r = 0; r < R; ++r) __builtin_prefetch(p + (r + R) * ldb + j, 0, 3);
+      LEC7_UNROLL
       for (int r = 0; r < R; r += 2) {
         even += s[r] * load_lanes(p + r * ldb + j, lanes);
         odd += s[r + 1] * load_lanes(p + (r + 1) * ldb + j, lanes);

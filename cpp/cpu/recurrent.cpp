@@ -4,8 +4,8 @@
 //   recurrence         a tile holds all gates of W hidden units for up to 6 rows (LSTM: 6 x [i f o g]), so that the
 //                      nonlinearities follow the product in registers; Wh is packed once, in that order
 //   threads            rows of the batch do not depend on each other: each thread takes its rows through all steps and
-//                      never waits. Where Wh is too big for one L2, or rows are few, threads share the units instead and
-//                      wait for each other at each step
+//                      never waits. Where Wh is too big for one L2, or rows are few, threads share the units instead
+//                      and wait for each other at each step
 //   backward           the same walk back writes dz of all steps; dWx, dWh, dx and db are then one product or sum each
 #include "lec7/recurrent.h"
 
@@ -20,10 +20,10 @@
 namespace lec7::cpu::LEC7_ISA {
 namespace {
 
-constexpr Index kSerialWork = 1 << 16;       // multiplications of one step under which a second thread does not pay
-constexpr Index kSharedWeight = 1 << 18;     // numbers of Wh (1 MiB in float32) up to which each thread reads it all
-constexpr Index kUnpackedRows = 6;           // fewer rows ...
-constexpr Index kUnpackedSteps = 8;          // ... for fewer steps read Wh where it is: packing would not pay
+constexpr Index kSerialWork = 1 << 16;    // multiplications of one step under which a second thread does not pay
+constexpr Index kSharedWeight = 1 << 18;  // numbers of Wh (1 MiB in float32) up to which each thread reads it all
+constexpr Index kUnpackedRows = 6;        // few rows for few steps read Wh where it is: packing would not pay
+constexpr Index kUnpackedSteps = 8;
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kCellRows = 6;
 #else
@@ -32,7 +32,9 @@ constexpr int kCellRows = 2;  // 2 x 4 accumulators and 4 vectors of Wh in 16 re
 
 // Units of a tile: W for cells of several gates; the RNN's one gate takes several vectors, to have enough sums going.
 template <Cell cell>
-inline constexpr int kGates = cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1;
+inline constexpr int kGates = cell == Cell::lstm  ? 4
+                              : cell == Cell::gru ? 3
+                                                  : 1;
 template <Cell cell>
 inline constexpr int kUnitVectors = kGates<cell> == 1 ? kTileVectors : 1;
 template <Cell cell>
@@ -103,33 +105,13 @@ void pack_recurrent(const RecurrentShape& s, const T* weight_h, T* packed) {
           const Index gate = v / kUnitVectors<cell>, unit = tile * kUnits<T, cell> + v % kUnitVectors<cell> * W<T>;
           const Index lanes = lanes_of(s.hidden, unit, W<T>);
           store(out + v * W<T>,
-                lanes == W<T> ? load(weight_h + k * s.gates() + gate * s.hidden + unit)
-                              : load_first(weight_h + k * s.gates() + gate * s.hidden + std::min(unit, s.hidden), lanes));
+                lanes == W<T>
+                    ? load(weight_h + k * s.gates() + gate * s.hidden + unit)
+                    : load_first(weight_h + k * s.gates() + gate * s.hidden + std::min(unit, s.hidden), lanes));
         }
       }
     });
   });
-}
-
-// tile += h Wh, Wh read where it is: its gates are H apart.
-template <class T, int MR, int NV>
-LEC7_INLINE void multiply_gates(Tile<T, MR, NV>& tile, Index k, const T* h, Index ldh, const T* weight, Index ld,
-                                const Index (&offset)[NV], const Index (&lanes)[NV], bool whole) {
-  if (whole) {
-    _Pragma("GCC unroll 1") for (Index step = 0; step < k; ++step, weight += ld) {
-      Vec<T> row[NV];
-      LEC7_UNROLL
-      for (int v = 0; v < NV; ++v) row[v] = load(weight + offset[v]);
-      tile.multiply_step(row, h + step, ldh);
-    }
-  } else {
-    _Pragma("GCC unroll 1") for (Index step = 0; step < k; ++step, weight += ld) {
-      Vec<T> row[NV];
-      LEC7_UNROLL
-      for (int v = 0; v < NV; ++v) row[v] = load_first(weight + offset[v], lanes[v]);
-      tile.multiply_step(row, h + step, ldh);
-    }
-  }
 }
 
 template <class T, Cell cell>
@@ -149,8 +131,10 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
   const bool ragged = a.lengths != nullptr && a.reverse;
   memory::Buffer<T> ragged_h(ragged ? N * H : 0);
 
+  memory::Buffer<T> product(packed ? 0 : N * GH);
+
   const Split split(s);
-  parallel_region(split.threads, [&](const Team& team) {
+  parallel_region(packed ? split.threads : 1, [&](const Team& team) {
     const Share share = split.share(team, N, tiles);
     for (Index step = 0; step < s.steps; ++step) {
       const Index t = walk.time(step);
@@ -165,6 +149,7 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
         h_before = ragged_h.data();
         split.wait(team);
       }
+      if (!packed) gemm<T>(N, GH, H, {h_before, H}, {a.weight_h, GH}, product.data(), GH);
       for (Index tile_index = share.tile; tile_index < share.tile_end; ++tile_index) {
         const Index unit0 = tile_index * kUnits<T, cell>;
         Index offset[NV], lanes[NV];
@@ -173,15 +158,20 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
           offset[v] = v / kUnitVectors<cell> * H + unit;
           lanes[v] = lanes_of(H, unit, W<T>);
         }
-        const bool whole = unit0 + kUnits<T, cell> <= H;
         const auto rows = [&]<int MR>(Index n) LEC7_LAMBDA_INLINE {
           Tile<T, MR, NV> tile;
-          tile.zero();
           if (packed) {
-            tile.template multiply<Order::row_major>(H, h_before + n * H, H,
-                                                     weight.data() + tile_index * H * NV * W<T>, NV * W<T>);
+            tile.zero();
+            tile.template multiply<Order::row_major>(H, h_before + n * H, H, weight.data() + tile_index * H * NV * W<T>,
+                                                     NV * W<T>);
           } else {
-            multiply_gates(tile, H, h_before + n * H, H, a.weight_h, GH, offset, lanes, whole);
+            LEC7_UNROLL
+            for (int i = 0; i < MR; ++i) {
+              LEC7_UNROLL
+              for (int v = 0; v < NV; ++v) {
+                tile.c[i][v] = load_first(product.data() + (n + i) * GH + offset[v], lanes[v]);
+              }
+            }
           }
           LEC7_UNROLL
           for (int i = 0; i < MR; ++i) {
@@ -221,9 +211,8 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
         };
         Index n = share.row;
         if constexpr (kCellRows == kTileRows) {
-          for_row_tiles(share.row_end - n, [&]<int MR>(Index i) LEC7_LAMBDA_INLINE {
-            rows.template operator()<MR>(share.row + i);
-          });
+          for_row_tiles(share.row_end - n,
+                        [&]<int MR>(Index i) LEC7_LAMBDA_INLINE { rows.template operator()<MR>(share.row + i); });
         } else {
           for (; n + kCellRows <= share.row_end; n += kCellRows) rows.template operator()<kCellRows>(n);
           for (; n < share.row_end; ++n) rows.template operator()<1>(n);
@@ -270,8 +259,10 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
   memory::Buffer<T> before(rows * H);
   previous_states(s, a, walk, before.data());
 
-  // What step t sends to the step before it: through Wh (overwritten by each product), and directly (GRU's z, LSTM's c).
-  memory::Buffer<T> dh_product(N * H), dh_direct(cell == Cell::gru ? N * H : 0), dc_state(cell == Cell::lstm ? N * H : 0);
+  // What step t sends to the step before it: through Wh (overwritten by each product), and directly (GRU's z, LSTM's
+  // c).
+  memory::Buffer<T> dh_product(N * H), dh_direct(cell == Cell::gru ? N * H : 0),
+      dc_state(cell == Cell::lstm ? N * H : 0);
   std::fill_n(dh_product.data(), N * H, T{0});
   if (cell == Cell::gru) std::fill_n(dh_direct.data(), N * H, T{0});
   if (cell == Cell::lstm) std::fill_n(dc_state.data(), N * H, T{0});
@@ -347,8 +338,8 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
         if (unpacked) {
           gemm<T>(N, H, GH, {dz, GH}, weight_h_transposed, out, H);
         } else {
-          multiply_packed<T>(share.row_end - share.row, dz, GH, Order::row_major, packed, share.tile, share.tile_end, out,
-                          H, nullptr, false);
+          multiply_packed<T>(share.row_end - share.row, dz, GH, Order::row_major, packed, share.tile, share.tile_end,
+                             out, H, nullptr, false);
         }
       }
       for (Index n = share.row; need_first && n < share.row_end; ++n) {
@@ -378,7 +369,20 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
   }
 
   if (a.dweight_x != nullptr) {
-    gemm<T>(s.inputs, GH, rows, {a.x, s.inputs, true}, {dz_x.data(), GH}, a.dweight_x, GH);
+    // What stands in x past a row's end may be anything, NaN too: its dz is 0, but 0 times NaN is not.
+    memory::Buffer<T> living(a.lengths != nullptr ? rows * s.inputs : 0);
+    const T* x = a.x;
+    if (a.lengths != nullptr) {
+      for (Index t = 0; t < s.steps; ++t) {
+        for (Index n = 0; n < N; ++n) {
+          T* const to = living.data() + (t * N + n) * s.inputs;
+          if (walk.lives(t, n)) std::copy_n(a.x + (t * N + n) * s.inputs, s.inputs, to);
+          else std::fill_n(to, s.inputs, T{0});
+        }
+      }
+      x = living.data();
+    }
+    gemm<T>(s.inputs, GH, rows, {x, s.inputs, true}, {dz_x.data(), GH}, a.dweight_x, GH);
   }
   if (a.dweight_h != nullptr) gemm<T>(H, GH, rows, {before.data(), H, true}, {dz_h, GH}, a.dweight_h, GH);
   if (a.dbias != nullptr) column_sum(rows, GH, dz_x.data(), GH, a.dbias);
@@ -397,8 +401,8 @@ void recurrent_backward(const RecurrentShape& shape, const RecurrentBackward<T>&
   with_cell(shape.cell, [&]<Cell cell> { backward<T, cell>(shape, arrays); });
 }
 
-#define LEC7_INSTANTIATE(T)                                                             \
-  template void recurrent_forward(const RecurrentShape&, const RecurrentForward<T>&);   \
+#define LEC7_INSTANTIATE(T)                                                           \
+  template void recurrent_forward(const RecurrentShape&, const RecurrentForward<T>&); \
   template void recurrent_backward(const RecurrentShape&, const RecurrentBackward<T>&);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

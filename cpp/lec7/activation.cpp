@@ -3,7 +3,6 @@
 namespace lec7 {
 
 Activation parse_activation(std::string_view op, std::string_view text) {
-  if (text.empty()) return Activation::none;
   if (text == "relu") return Activation::relu;
   if (text == "sigmoid") return Activation::sigmoid;
   if (text == "tanh") return Activation::tanh;

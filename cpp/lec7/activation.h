@@ -8,7 +8,7 @@ namespace lec7 {
 
 enum class Activation { none, relu, sigmoid, tanh };
 
-// None (empty), "relu", "sigmoid" or "tanh"; throws std::invalid_argument that names the op.
+// "relu", "sigmoid" or "tanh"; throws std::invalid_argument that names the op.
 Activation parse_activation(std::string_view op, std::string_view text);
 
 }  // namespace lec7

@@ -61,8 +61,8 @@ void check_lengths(std::string_view op, const RecurrentShape& shape, const std::
   }
   for (std::size_t n = 0; n < lengths.size(); ++n) {
     if (lengths[n] < 0 || lengths[n] > shape.steps) {
-      fail(op, "lengths[" + std::to_string(n) + "] = " + std::to_string(lengths[n]) + " is not in 0 .. T = " +
-                   std::to_string(shape.steps));
+      fail(op, "lengths[" + std::to_string(n) + "] = " + std::to_string(lengths[n]) +
+                   " is not in 0 .. T = " + std::to_string(shape.steps));
     }
   }
 }

@@ -77,6 +77,6 @@ struct RecurrentBackward {
 
 }  // namespace lec7
 
-LEC7_KERNELS(
-    template <class T> void recurrent_forward(const RecurrentShape& shape, const RecurrentForward<T>& arrays);
-    template <class T> void recurrent_backward(const RecurrentShape& shape, const RecurrentBackward<T>& arrays);)
+LEC7_KERNELS(template <class T> void recurrent_forward(const RecurrentShape& shape, const RecurrentForward<T>& arrays);
+             template <class T>
+             void recurrent_backward(const RecurrentShape& shape, const RecurrentBackward<T>& arrays);)

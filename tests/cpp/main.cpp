@@ -10,8 +10,9 @@
 #include "lec7/memory.h"
 
 // A request that no memory can hold must reach the library as a null pointer, as without sanitizers.
-extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
-extern "C" const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
+#define LEC7_EXPORT extern "C" __attribute__((visibility("default")))
+LEC7_EXPORT const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+LEC7_EXPORT const char* __tsan_default_options() { return "allocator_may_return_null=1"; }
 
 namespace lec7::test {
 namespace {

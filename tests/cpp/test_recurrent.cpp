@@ -86,12 +86,13 @@ void check_recurrent(Random& random, const Case& test) {
     const Weights w{tape.variables(weight_x), tape.variables(weight_h), tape.variables(bias)};
     Vars hs(static_cast<std::size_t>(T_ * N * H)), h_last, c_last;
     for (Index n = 0; n < N; ++n) {
-      Vars h(&h0_var[n * H], &h0_var[n * H] + H), c(&c0_var[n * H], &c0_var[n * H] + H);
+      Vars h(h0_var.begin() + n * H, h0_var.begin() + (n + 1) * H),
+          c(c0_var.begin() + n * H, c0_var.begin() + (n + 1) * H);
       for (Index s = 0; s < T_; ++s) {
         const Index t = test.reverse ? T_ - 1 - s : s;
         if (!test.lives(t, n)) continue;
-        step(test, w, &x_var[(t * N + n) * D], h, c);
-        std::copy(h.begin(), h.end(), &hs[(t * N + n) * H]);
+        step(test, w, x_var.data() + (t * N + n) * D, h, c);
+        std::copy(h.begin(), h.end(), hs.begin() + (t * N + n) * H);
       }
       h_last.insert(h_last.end(), h.begin(), h.end());
       c_last.insert(c_last.end(), c.begin(), c.end());

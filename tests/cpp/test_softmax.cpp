@@ -35,7 +35,7 @@ void check_softmax(Random& random, bool logarithm, Index rows, Index classes) {
   const Vars x_var = tape.variables(x);
   Vars y;
   for (Index i = 0; i < rows; ++i) {
-    const Var lse = log_sum_exp(&x_var[i * classes], classes);
+    const Var lse = log_sum_exp(x_var.data() + i * classes, classes);
     for (Index k = 0; k < classes; ++k) {
       const Var log_p = x_var[i * classes + k] - lse;
       y.push_back(logarithm ? log_p : exp(log_p));
@@ -130,7 +130,7 @@ void check_cross_entropy(Random& random, Index rows, Index classes, bool weighte
       Vars terms, lse;
       double divisor = 0;
       for (Index i = 0; i < rows; ++i) {
-        lse.push_back(log_sum_exp(&x[i * classes], classes));
+        lse.push_back(log_sum_exp(x.data() + i * classes, classes));
         Var loss;
         if (labels[i] != kIgnored) {
           for (Index k = 0; k < classes; ++k) {
