@@ -77,7 +77,7 @@ void gemm_skinny(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, In
   const Index columns = m == 1 ? 1024 : kPanel<T>;
   const Index tasks = (n + columns - 1) / columns;
   parallel_region(std::min(threads, tasks), [&](const Team& team) {
-    team.for_each(tasks, [&](Index task) {
+    team.for_share(tasks, [&](Index task) {
       const Index j = task * columns;
       const Index width = std::min(columns, n - j);
       const T* const bias_j = bias == nullptr ? nullptr : bias + j;
@@ -125,7 +125,7 @@ void gemm_dot(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index
   constexpr int NR = 8;
   const Index tasks = (n + columns - 1) / columns;
   parallel_region(std::min(threads, tasks), [&](const Team& team) {
-    team.for_each(tasks, [&](Index task) {
+    team.for_share(tasks, [&](Index task) {
       const Index begin = task * columns, end = std::min(begin + columns, n);
       for (Index i = 0; i < m; ++i) {
         const T* const row = a.data + i * a.ld;

@@ -93,10 +93,11 @@ struct Tile {
     }
   }
 
-  // Rows of B stand `ldb` apart (NV * W where B is packed).
+  // Rows of B stand `ldb` apart (NV * W where B is packed). Four steps at a time: with five rows and fewer the loop's
+  // own instructions would take ports from the FMAs (5 x 4: 94 % of peak rolled, all of it unrolled).
   template <Order order>
   LEC7_INLINE void multiply(Index k, const T* __restrict a, Index lda, const T* __restrict b, Index ldb) {
-    _Pragma("GCC unroll 1") for (Index step = 0; step < k; ++step) {
+    _Pragma("GCC unroll 4") for (Index step = 0; step < k; ++step) {
       Vec<T> row[NV];
       LEC7_UNROLL
       for (int j = 0; j < NV; ++j) {

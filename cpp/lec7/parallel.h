@@ -66,6 +66,14 @@ struct Team {
     }
   }
 
+  // As for_each, but each thread takes the same part at every call: what it read stays in its own cache.
+  template <class Body>
+  void for_share(Index tasks, Body&& body) const {
+    const auto task = [&](Index i) LEC7_ONE_COPY { body(i); };
+    for (Index i = tasks * thread / threads; i < tasks * (thread + 1) / threads; ++i) task(i);
+    barrier();
+  }
+
   void barrier() const {
     if (threads > 1) {
 #pragma omp barrier

@@ -2,44 +2,35 @@
 // understands.
 //
 // libgomp is not built with the sanitizer and synchronizes through futexes, so that every fork, join and barrier of it
-// looks like a missing one: thousands of false races, or, with all of them suppressed, none found at all. Linked in
-// front of libgomp, these few functions do the same with the standard library, and what is reported is real.
+// looks like a missing one: false races everywhere, or, with all of them suppressed, none found at all. Linked in front
+// of libgomp, these few functions do the same with the standard library, and what is reported is real.
+//
+// A loop hands its iterations out in turn, one of the orders that schedule(dynamic) allows: each thread gets some, and
+// two that touch the same number are found, whoever would have come first.
 #include <omp.h>
 
 #include <algorithm>
-#include <atomic>
 #include <barrier>
-#include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 
 namespace {
 
-struct Loop {
-  std::atomic<long> next;
-  long end, chunk;
-};
-
 struct Team {
-  explicit Team(int threads) : threads(threads), barrier(threads) {}
   int threads;
   std::barrier<> barrier;
-  std::mutex mutex;
-  std::vector<std::unique_ptr<Loop>> loops;  // in the order in which the threads come to them
 };
 
 struct Self {
   Team* team = nullptr;
   int thread = 0;
-  std::size_t loops = 0;  // that this thread has come to
-  Loop* loop = nullptr;
+  long next = 0, end = 0, chunk = 0;  // of the loop that this thread is in
 };
 thread_local Self self;
 
 void run(void (*body)(void*), void* data, Team& team, int thread) {
   const Self outer = self;
-  self = {&team, thread, 0, nullptr};
+  self = {&team, thread};
   body(data);
   self = outer;
 }
@@ -49,9 +40,10 @@ void run(void (*body)(void*), void* data, Team& team, int thread) {
 extern "C" {
 
 void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned) {
-  Team team(threads == 0 ? omp_get_max_threads() : static_cast<int>(threads));
+  const int count = threads == 0 ? omp_get_max_threads() : static_cast<int>(threads);
+  Team team{count, std::barrier<>(count)};
   std::vector<std::thread> others;
-  for (int i = 1; i < team.threads; ++i) others.emplace_back([&, i] { run(body, data, team, i); });
+  for (int i = 1; i < count; ++i) others.emplace_back([&, i] { run(body, data, team, i); });
   run(body, data, team, 0);
   for (std::thread& thread : others) thread.join();
 }
@@ -64,22 +56,18 @@ void GOMP_barrier() {
 }
 
 bool GOMP_loop_nonmonotonic_dynamic_next(long* begin, long* end) {
-  Loop& loop = *self.loop;
-  const long first = loop.next.fetch_add(loop.chunk, std::memory_order_relaxed);
-  if (first >= loop.end) return false;
-  *begin = first;
-  *end = std::min(first + loop.chunk, loop.end);
+  if (self.next >= self.end) return false;
+  *begin = self.next;
+  *end = std::min(self.next + self.chunk, self.end);
+  self.next += self.chunk * self.team->threads;
   return true;
 }
 
 bool GOMP_loop_nonmonotonic_dynamic_start(long start, long end, long /*step: 1*/, long chunk, long* begin,
                                           long* chunk_end) {
-  Team& team = *self.team;
-  {
-    const std::lock_guard lock(team.mutex);
-    if (self.loops == team.loops.size()) team.loops.emplace_back(new Loop{start, end, chunk});
-    self.loop = team.loops[self.loops++].get();
-  }
+  self.next = start + chunk * self.thread;
+  self.end = end;
+  self.chunk = chunk;
   return GOMP_loop_nonmonotonic_dynamic_next(begin, chunk_end);
 }
 
