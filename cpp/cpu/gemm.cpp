@@ -215,7 +215,7 @@ const T* at(Operand<T> a, Index row, Index k) {
 // Whether lines of A that stand in the cache together would share too few of its sets.
 template <class T>
 bool collides(Operand<T> a) {
-  return a.ld * static_cast<Index>(sizeof(T)) % (a.transposed ? 1 << 13 : 1 << 14) == 0;
+  return a.ld * static_cast<Index>(sizeof(T)) % (a.transposed ? 1 << 10 : 1 << 14) == 0;
 }
 
 // Packs pieces [from, to) of a block of `rows` rows of B from k0: piece u is row u / across of panel first + u %
