@@ -2,7 +2,7 @@
 //
 //   tile      6 x 4 vectors in registers, B from packed panels                  (tile.h)
 //   k blocks  a panel of B is kKBlock x 64 numbers and streams from L2
-//   few rows  m <= 256: a task packs one panel of B at a time, and prefetches the next one during the products
+//   few rows  m <= 512: a task takes a strip of panels of B and packs its next rows during the products
 //   many rows B is packed once by all threads; a task is a block of rows times a group of panels
 //   skinny    m <= 12 reads each number of B once or twice: it is not packed; one row streams whole rows of B
 //   dot       few rows and B transposed: the sums run along the vectors
@@ -19,7 +19,7 @@ namespace {
 
 constexpr Index kSkinnyRows = 12;
 constexpr Index kDotRows = 4;
-constexpr Index kFewRows = 256;
+constexpr Index kFewRows = 512;
 constexpr Index kStripBlock = 160;      // rows of a block of B there
 constexpr Index kPackRows = 16;         // rows of B that a task packs
 constexpr Index kRowBlock = 120;        // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
@@ -242,7 +242,7 @@ template <class T>
 void gemm_few_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc, const T* bias,
                    Activation activation, Index threads) {
   const Index panels = PackedB<T>::panels(n);
-  const Index across = std::clamp<Index>(panels / 8, 1, 8);
+  const Index across = std::clamp<Index>(panels / 8, 1, m > kFewRows / 2 ? 4 : 8);
   const Index strips = (panels + across - 1) / across;
   const Index blocks = (k + kStripBlock - 1) / kStripBlock;
   const Index block = (k + blocks - 1) / blocks;
@@ -309,26 +309,14 @@ void gemm_many_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c,
 
   memory::Buffer<T> packed(PackedB<T>::size(k, n));
   pack_b(b, k, n, packed.data());
-  // A is read in place, unless its rows collide: then through a copy with another stride.
-  const bool copied = collides(a);
-  const Index lines = a.transposed ? k : m, length = a.transposed ? m : k, ld_copy = length + W<T>;
-  memory::Buffer<T> copy(copied ? lines * ld_copy : 0);
   parallel_region(threads, [&](const Team& team) {
-    if (copied) {
-      team.for_each((lines + 15) / 16, [&](Index chunk) {
-        for (Index line = chunk * 16; line < std::min(lines, chunk * 16 + 16); ++line) {
-          std::copy_n(a.data + line * a.ld, length, copy.data() + line * ld_copy);
-        }
-      });
-    }
-    const Operand<T> operand = copied ? Operand<T>{copy.data(), ld_copy, a.transposed} : a;
     team.for_each(row_blocks * groups, [&](Index task) {
       const Index row = task / groups * row_block;
       const Index m_task = std::min(row_block, m - row);
       if (m_task <= 0) return;
       const Index first = task % groups * group, last = std::min(first + group, panels);
-      multiply_packed(m_task, at(operand, row, 0), operand.ld, order_of(operand), {packed.data(), k, n}, first, last,
-                      c + row * ldc, ldc, bias, false);
+      multiply_packed(m_task, at(a, row, 0), a.ld, order_of(a), {packed.data(), k, n}, first, last, c + row * ldc, ldc,
+                      bias, false);
       const Index j = first * kPanel<T>;
       activate_rows(activation, m_task, std::min(last * kPanel<T>, n) - j, c + row * ldc + j, ldc);
     });
@@ -436,10 +424,21 @@ void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc
     gemm_skinny(m, n, k, a, b, c, ldc, bias, activation, threads);
   } else if (b.transposed && !a.transposed && m <= kDotRows) {
     gemm_dot(m, n, k, a, b, c, ldc, bias, activation, threads);
-  } else if (m <= kFewRows) {
-    gemm_few_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
   } else {
-    gemm_many_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
+    // A is read once for each panel of B, in place, unless its rows collide: then from a copy with another stride.
+    const bool copied = collides(a) && n > 4 * kPanel<T>;
+    const Index lines = a.transposed ? k : m, length = a.transposed ? m : k, ld_copy = length + W<T>;
+    memory::Buffer<T> copy(copied ? lines * ld_copy : 0);
+    if (copied) {
+      parallel_ranges(lines, 16, [&](Index begin, Index end) {
+        for (Index line = begin; line < end; ++line) {
+          std::copy_n(a.data + line * a.ld, length, copy.data() + line * ld_copy);
+        }
+      });
+      a = {copy.data(), ld_copy, a.transposed};
+    }
+    if (m <= kFewRows) gemm_few_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
+    else gemm_many_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
   }
 }
 

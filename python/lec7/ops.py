@@ -42,7 +42,7 @@ def _op(of_reference: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(of_reference)
     def op(*args: P.args, **kwargs: P.kwargs) -> R:
-        return getattr(_backend.get(), name)(*args, **kwargs)  # type: ignore[no-any-return]
+        return getattr(_backend.get(), name)(*args, **kwargs)
 
     op.__module__ = __name__
     return op
