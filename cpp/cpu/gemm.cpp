@@ -13,6 +13,7 @@
 #include "activation.h"
 #include "lec7/memory.h"
 #include "lec7/parallel.h"
+#include "scratch.h"
 
 namespace lec7::cpu::LEC7_ISA {
 namespace {
@@ -249,9 +250,9 @@ void gemm_few_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, 
   const Index block_size = block * across * kPanel<T>, ld_sum = across * kPanel<T> + W<T>;
   const Index scratch = 2 * block_size + m * ld_sum;
   threads = std::min(threads, strips);
-  memory::Buffer<T> buffer(std::min<Index>(threads, num_threads()) * scratch);
+  Scratch<T> buffer(threads, scratch);
   parallel_region(threads, [&](const Team& team) {
-    T* current = buffer.data() + team.thread * scratch;
+    T* current = buffer[team.thread];
     T* next = current + block_size;
     T* const sum = next + block_size;
     team.for_each(strips, [&](Index strip) {

@@ -10,6 +10,13 @@
 #include <new>
 #include <vector>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
+#endif
+
 namespace lec7::memory {
 namespace {
 
@@ -88,12 +95,16 @@ void* allocate(std::size_t bytes) {
     const std::lock_guard lock(p.mutex);
     p.in_use += c.bytes;
   }
+  // What the class rounds up is out of bounds.
+  ASAN_UNPOISON_MEMORY_REGION(block, bytes);
+  ASAN_POISON_MEMORY_REGION(static_cast<char*>(block) + bytes, c.bytes - bytes);
   if (poison) std::memset(block, 0xff, bytes);
   return block;
 }
 
 void release(void* block, std::size_t bytes) noexcept {
   const SizeClass c = size_class(bytes);
+  ASAN_UNPOISON_MEMORY_REGION(block, c.bytes);
   Pool& p = pool();
   const std::lock_guard lock(p.mutex);
   p.in_use -= c.bytes;
