@@ -1,6 +1,8 @@
 // Recurrent sequences in one call.
 //
-//   input projection   x Wx + b of all steps as one matrix product, written where the gates will stand
+//   input projection   x Wx + b of all steps as one matrix product, written where the gates will stand; or, where Wx
+//   and
+//                      Wh fit L2 together, in the tile of the recurrence
 //   recurrence         a tile holds all gates of W hidden units for up to 6 rows (LSTM: 6 x [i f o g]), so that the
 //                      nonlinearities follow the product in registers; Wh is packed once, in that order
 //   threads            rows of the batch do not depend on each other: each thread takes its rows through all steps and
@@ -91,23 +93,23 @@ struct Split {
 
 Index lanes_of(Index hidden, Index unit, Index width) { return std::clamp<Index>(hidden - unit, 0, width); }
 
-// Wh (H, G H) as tiles: for each tile of units, H rows of [gate 0 units | gate 1 units | ...], padded with zeros.
+// `rows` rows of a weight (rows, G H) into tiles of `depth` rows: for each tile of units, rows of
+// [gate 0 units | gate 1 units | ...], padded with zeros.
 template <class T, Cell cell>
-void pack_recurrent(const RecurrentShape& s, const T* weight_h, T* packed) {
+void pack_recurrent(const RecurrentShape& s, Index rows, Index depth, const T* weight, T* packed) {
   constexpr int NV = kVectors<cell>;
   const Index tiles = (s.hidden + kUnits<T, cell> - 1) / kUnits<T, cell>;
-  parallel_region(s.hidden * s.gates() < (1 << 16) ? 1 : tiles, [&](const Team& team) {
+  parallel_region(rows * s.gates() < (1 << 16) ? 1 : tiles, [&](const Team& team) {
     team.for_each(tiles, [&](Index tile) {
-      T* out = packed + tile * s.hidden * NV * W<T>;
-      for (Index k = 0; k < s.hidden; ++k, out += NV * W<T>) {
+      T* out = packed + tile * depth * NV * W<T>;
+      for (Index k = 0; k < rows; ++k, out += NV * W<T>) {
         LEC7_UNROLL
         for (int v = 0; v < NV; ++v) {
-          const Index gate = v / kUnitVectors<cell>, unit = tile * kUnits<T, cell> + v % kUnitVectors<cell> * W<T>;
+          const Index gate = v / kUnitVectors<cell>;
+          const Index unit = std::min(tile * kUnits<T, cell> + v % kUnitVectors<cell> * W<T>, s.hidden);
           const Index lanes = lanes_of(s.hidden, unit, W<T>);
-          store(out + v * W<T>,
-                lanes == W<T>
-                    ? load(weight_h + k * s.gates() + gate * s.hidden + unit)
-                    : load_first(weight_h + k * s.gates() + gate * s.hidden + std::min(unit, s.hidden), lanes));
+          const T* const from = weight + k * s.gates() + gate * s.hidden + unit;
+          store(out + v * W<T>, lanes == W<T> ? load(from) : load_first(from, lanes));
         }
       }
     });
@@ -122,18 +124,24 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
   const Walk walk{s.steps, a.lengths, a.reverse};
   T* const gates = G == 1 ? a.hs : a.gates;  // the RNN's one gate is h itself
 
-  gemm<T>(s.steps * N, GH, s.inputs, {a.x, s.inputs}, {a.weight_x, GH}, gates, GH, a.bias);
-
+  const Split split(s);
   const bool packed = N > kUnpackedRows || s.steps >= kUnpackedSteps;
-  memory::Buffer<T> weight(packed ? tiles * H * NV * W<T> : 0);
-  if (packed) pack_recurrent<T, cell>(s, a.weight_h, weight.data());
+  // Small weights stay in L2 together: then a tile takes x Wx and h Wh in one go, and the gates are written once. The
+  // GRU needs h Wh_n by itself.
+  const bool fused = packed && split.by_rows && cell != Cell::gru && (s.inputs + H) * GH <= kSharedWeight;
+  const Index depth = fused ? s.inputs + H : H;
+  memory::Buffer<T> weight(packed ? tiles * depth * NV * W<T> : 0);
+  T* const weight_h = weight.data() + (fused ? s.inputs * NV * W<T> : 0);
+  if (packed) pack_recurrent<T, cell>(s, H, depth, a.weight_h, weight_h);
+  if (fused) pack_recurrent<T, cell>(s, s.inputs, depth, a.weight_x, weight.data());
+  else gemm<T>(s.steps * N, GH, s.inputs, {a.x, s.inputs}, {a.weight_x, GH}, gates, GH, a.bias);
+
   // Rows that begin in the middle of the walk need a state of their own at that step.
   const bool ragged = a.lengths != nullptr && a.reverse;
   memory::Buffer<T> ragged_h(ragged ? N * H : 0);
 
   memory::Buffer<T> product(packed ? 0 : N * GH);
 
-  const Split split(s);
   parallel_region(packed ? split.threads : 1, [&](const Team& team) {
     const Share share = split.share(team, N, tiles);
     for (Index step = 0; step < s.steps; ++step) {
@@ -161,9 +169,19 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
         const auto rows = [&]<int MR>(Index n) LEC7_LAMBDA_INLINE {
           Tile<T, MR, NV> tile;
           if (packed) {
-            tile.zero();
-            tile.template multiply<Order::row_major>(H, h_before + n * H, H, weight.data() + tile_index * H * NV * W<T>,
-                                                     NV * W<T>);
+            const Index at = tile_index * depth * NV * W<T>;
+            if (fused) {
+              LEC7_UNROLL
+              for (int i = 0; i < MR; ++i) {
+                LEC7_UNROLL
+                for (int v = 0; v < NV; ++v) tile.c[i][v] = load_first(a.bias + offset[v], lanes[v]);
+              }
+              tile.template multiply<Order::row_major>(s.inputs, a.x + (t * N + n) * s.inputs, s.inputs,
+                                                       weight.data() + at, NV * W<T>);
+            } else {
+              tile.zero();
+            }
+            tile.template multiply<Order::row_major>(H, h_before + n * H, H, weight_h + at, NV * W<T>);
           } else {
             LEC7_UNROLL
             for (int i = 0; i < MR; ++i) {
@@ -182,7 +200,7 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
             for (int u = 0; u < kUnitVectors<cell>; ++u) {
               const Index unit = offset[u], width = lanes[u];
               T* const h = a.hs + row * H + unit;
-              const auto pre = [&](int gate) { return load_first(z + gate * H + unit, width); };
+              const auto pre = [&](int gate) { return fused ? Vec<T>{} : load_first(z + gate * H + unit, width); };
               const auto keep = [&](int gate, Vec<T> value) { store_first(z + gate * H + unit, value, width); };
               if constexpr (G == 1) {
                 constexpr Activation f = cell == Cell::rnn_tanh ? Activation::tanh : Activation::relu;
