@@ -1,4 +1,4 @@
-// Convolution. What each step of it is worth is in bench/README.md. One rule, `convolve`, picks the variant:
+// Convolution. One rule, `convolve`, picks the variant:
 //
 //   pointwise  1 x 1 with stride 1 is a matrix product of x itself
 //   depthwise  one channel a filter: vectors run over the channels, a few positions share each loaded weight
