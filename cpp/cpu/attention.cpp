@@ -1,4 +1,4 @@
-// Attention in blocks of queries and keys with an online softmax. What each step of it is worth is in bench/README.md.
+// Attention in blocks of queries and keys with an online softmax.
 //
 //   strip     a tile's rows of queries x one block of keys: scores, softmax and the product with v stay in L1
 //   packed    keys are transposed into panels once a task, so that scores come from register tiles
