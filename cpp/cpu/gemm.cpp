@@ -4,7 +4,7 @@
 //   k blocks  a panel of B is kKBlock x 64 numbers and streams from L2
 //   few rows  m <= 512: a task takes a strip of panels of B and packs its next rows during the products
 //   many rows B is packed once by all threads; a task is a block of rows times a group of panels
-//   skinny    m <= 12 reads each number of B once or twice: it is not packed; one row streams whole rows of B
+//   skinny    m <= 12 (6 where B is big) reads each number of B once or twice and does not pack it; one row streams B
 //   dot       few rows and B transposed: the sums run along the vectors
 #include "gemm.h"
 
@@ -18,7 +18,9 @@
 namespace lec7::cpu::LEC7_ISA {
 namespace {
 
-constexpr Index kSkinnyRows = 12;
+constexpr Index kSkinnyRows = 6;           // rows that one tile holds: B is read once
+constexpr Index kSkinnySmallRows = 12;     // twice, where B is small enough to come from a cache the second time
+constexpr Index kSkinnyNumbers = 1 << 21;  // numbers of such a B
 constexpr Index kDotRows = 4;
 constexpr Index kFewRows = 512;
 constexpr Index kStripBlock = 160;      // rows of a block of B there
@@ -421,7 +423,7 @@ void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc
   if (k == 0) {
     fill_bias(m, n, c, ldc, bias);
     activate_rows(activation, m, n, c, ldc);
-  } else if (!b.transposed && m <= kSkinnyRows) {
+  } else if (!b.transposed && m <= (k * n <= kSkinnyNumbers ? kSkinnySmallRows : kSkinnyRows)) {
     gemm_skinny(m, n, k, a, b, c, ldc, bias, activation, threads);
   } else if (b.transposed && !a.transposed && m <= kDotRows) {
     gemm_dot(m, n, k, a, b, c, ldc, bias, activation, threads);

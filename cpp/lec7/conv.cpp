@@ -23,6 +23,9 @@ ConvShape conv_shape(std::string_view op, int spatial, const Shape& x, const Sha
   if (weight.rank() != spatial + 2) {
     fail(op, "filters have " + std::to_string(spatial + 2) + " axes, not " + std::to_string(weight.rank()), arrays);
   }
+  if (x.rank() != spatial + 2) {
+    fail(op, "x has " + std::to_string(spatial + 2) + " axes, not " + std::to_string(x.rank()), arrays);
+  }
   const ImageShape image = image_shape(op, spatial, x);
   const Index groups = options.groups, filters = weight.back(), group_channels = weight[spatial];
   if (image.channels < 1 || filters < 1) fail(op, "there is at least one channel and one filter", arrays);
