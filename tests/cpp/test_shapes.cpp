@@ -218,7 +218,7 @@ TEST(conv) {
        "conv2d: filters have 3 input channels, x has 4; x (N, H, W, C) = (8, 32, 32, 4), filters (KH, KW, C, F) = (3, "
        "3, 3, 16)"},
       {[] { conv_shape("conv2d", 2, {32, 32, 3}, {3, 3, 3, 16}, nullptr, {}); },
-       "conv2d: x has 4 axes, not 3; x (N, H, W, C) = (32, 32, 3)"},
+       "conv2d: x has 4 axes, not 3; x (N, H, W, C) = (32, 32, 3), filters (KH, KW, C, F) = (3, 3, 3, 16)"},
       {[] { conv_shape("conv1d", 1, {8, 32, 3}, {3, 3, 3, 16}, nullptr, {}); },
        "conv1d: filters have 3 axes, not 4; x (N, L, C) = (8, 32, 3), filters (KL, C, F) = (3, 3, 3, 16)"},
       {[&] { conv_shape("conv1d", 1, {8, 9, 4}, {2, 2, 7}, nullptr, grouped); },
