@@ -31,6 +31,8 @@ TOLERANCE = {
     "linear": (8, False),
     "matmul": (8, False),
     "conv": (8, False),
+    "conv_accurate": (16, False),
+    "conv_fast": (96, False),
     "max_pool": (1, False),
     "avg_pool": (2, False),
     "sum_pool": (2, False),

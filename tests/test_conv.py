@@ -1,8 +1,12 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
 from numpy.lib.stride_tricks import sliding_window_view
 
+import lec7
 from lec7 import _cpu, reference
 
 GRADIENTS = ("dx", "dweight", "dbias")
@@ -59,6 +63,34 @@ CASES = [
     ((1, 5, 4, 4, 2), (2, 2, 2, 2, 3), {"padding": "same", "dilation": (2, 1, 1), "flip": True}),
     ((0, 3, 3, 3, 2), (2, 2, 2, 2, 3), {"padding": ((0, 1), (1, 0), (2, 2))}),
 ]
+
+# Those that a faster algorithm than the direct one takes in float32.
+WINOGRAD_CASES = [
+    ((2, 13, 14, 19), (3, 3, 19, 33), {"padding": 1, "activation": "relu"}),
+    ((1, 9, 30, 67), (3, 3, 67, 130), {"padding": ((0, 2), (3, 1)), "flip": True, "activation": "tanh"}),
+    ((3, 7, 7, 96), (3, 3, 96, 70), {"padding": 1}),
+    ((1, 22, 5, 48), (3, 3, 48, 18), {}),
+    ((2, 9, 11, 34), (3, 3, 17, 32), {"padding": "same", "groups": 2}),
+    ((1, 14, 15, 400), (3, 3, 400, 150), {"padding": 1}),
+    ((1, 12, 14, 36), (4, 4, 36, 20), {"padding": "same", "flip": True}),
+    ((2, 21, 19, 9), (4, 4, 9, 65), {"activation": "relu"}),
+    ((2, 13, 12, 17), (5, 5, 17, 33), {"padding": 2, "activation": "relu"}),
+    ((1, 17, 18, 40), (5, 5, 40, 66), {"padding": "same", "flip": True}),
+    ((1, 3, 14, 13, 16), (1, 3, 3, 16, 20), {"padding": (0, 1, 1)}),
+    ((0, 8, 8, 16), (3, 3, 16, 16), {"padding": 1}),
+    *(((1, 9, 10, n), (3, 3, n, 16), {"padding": 1}) for n in SIZES if n >= 8),
+    *(((1, 9, 10, 16), (5, 5, 16, n), {"padding": 2}) for n in SIZES if n >= 8),
+]
+
+
+@contextmanager
+def algorithm(name) -> Iterator[None]:
+    before = lec7.get_conv_algorithm()
+    lec7.set_conv_algorithm(name)
+    try:
+        yield
+    finally:
+        lec7.set_conv_algorithm(before)
 
 
 def functions(ops, x):
@@ -134,9 +166,67 @@ def test_conv_gradients(x_shape, weight_shape, parameters, rng):
 
 @pytest.mark.parametrize(("x_shape", "weight_shape", "parameters"), CASES, ids=str)
 def test_conv_agrees(x_shape, weight_shape, parameters, backend, rng):
-    agrees(
-        "conv", backend, forward_and_backward(parameters), *operands(rng, x_shape, weight_shape, parameters)
-    )
+    with algorithm("direct"):
+        agrees(
+            "conv",
+            backend,
+            forward_and_backward(parameters),
+            *operands(rng, x_shape, weight_shape, parameters),
+        )
+
+
+@pytest.mark.parametrize("name", ["accurate", "fast"])
+@pytest.mark.parametrize(("x_shape", "weight_shape", "parameters"), WINOGRAD_CASES, ids=str)
+def test_conv_by_winograd_agrees(x_shape, weight_shape, parameters, name, backend, rng):
+    x, weight, bias, dy = operands(rng, x_shape, weight_shape, parameters)
+    weight /= np.sqrt(weight[..., 0].size, dtype=np.float32)  # tanh in its range
+    with algorithm(name):
+        agrees(f"conv_{name}", backend, forward_and_backward(parameters), x, weight, bias, dy)
+
+
+def test_conv_takes_winograd_where_it_is_allowed(backend, rng):
+    for c, f, k in ((64, 64, 3), (32, 40, 4), (32, 40, 5)):
+        arrays = operands(rng, (1, 24, 24, c), (k, k, c, f), {"padding": 1})
+        bits = []
+        for name in ("direct", "accurate", "fast"):
+            with algorithm(name):
+                bits.append(forward_and_backward({"padding": 1})(backend, *arrays))
+        for direct, accurate, fast in list(zip(*bits, strict=True))[:3]:
+            assert not np.array_equal(direct, fast)
+            assert np.array_equal(direct, accurate) == (k > 3)
+
+
+# Relative to the norm of a result on N(0, 1) data, against float64: what each algorithm may differ by.
+ERRORS = {"direct": 1e-6, "accurate": 1e-6, "fast": 1e-5}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape"),
+    [
+        ((2, 56, 56, 64), (3, 3, 64, 64)),
+        ((1, 28, 28, 256), (3, 3, 256, 64)),
+        ((1, 14, 14, 512), (3, 3, 512, 128)),
+        ((2, 27, 27, 96), (5, 5, 96, 128)),
+        ((2, 57, 57, 48), (4, 4, 48, 64)),
+    ],
+    ids=str,
+)
+def test_conv_error_is_within_the_algorithms(x_shape, weight_shape, name, backend, rng):
+    parameters = {"padding": "same"}
+    x, weight, bias, dy = operands(rng, x_shape, weight_shape, parameters)
+    run = forward_and_backward(parameters)
+    exact = run(_cpu, *(a.astype(np.float64) for a in (x, weight, bias, dy)))
+    with algorithm(name):
+        results = run(backend, x, weight, bias, dy)
+    for result, right in list(zip(results, exact, strict=True))[:3]:
+        assert np.linalg.norm(result - right) <= ERRORS[name] * np.linalg.norm(right)
+
+
+def test_conv_algorithm_is_one_of_three():
+    rejects(ValueError, ("set_conv_algorithm", "winograd", "'direct'"), lec7.set_conv_algorithm, "winograd")
+    rejects(TypeError, (), lec7.set_conv_algorithm, None)
+    assert lec7.get_conv_algorithm() == "fast"
 
 
 def test_conv_without_bias_agrees(backend, rng):
@@ -152,10 +242,10 @@ def test_conv_of_whole_numbers_is_exact(backend, rng):
             for a in operands(rng, x_shape, weight_shape, parameters)
         )
         linear = {key: value for key, value in parameters.items() if key != "activation"}
-        run = forward_and_backward(linear)
-        for result, expected in zip(
-            run(backend, x, weight, bias, dy), run(reference, x, weight, bias, dy), strict=True
-        ):
+        with algorithm("direct"):
+            results = forward_and_backward(linear)(backend, x, weight, bias, dy)
+        right = forward_and_backward(linear)(reference, x, weight, bias, dy)
+        for result, expected in zip(results, right, strict=True):
             np.testing.assert_array_equal(result, expected, err_msg=f"{x_shape} {weight_shape} {parameters}")
 
 
@@ -177,10 +267,14 @@ def test_conv_bits_do_not_depend_on_threads(backend, rng):
         ((2, 30, 30, 24), (3, 3, 1, 24), {"padding": 1, "groups": 24}),
         ((1, 28, 28, 64), (1, 1, 64, 65), {}),
         ((2, 8, 14, 15, 6), (3, 3, 3, 6, 17), {"padding": 1}),
+        ((1, 14, 14, 130), (3, 3, 130, 150), {"padding": 1}),
+        ((1, 6, 7, 230), (3, 3, 230, 260), {"padding": 1}),
+        ((8, 33, 33, 24), (5, 5, 24, 40), {"padding": 2}),
     ):
-        same_bits(
-            backend, forward_and_backward(parameters), *operands(rng, x_shape, weight_shape, parameters)
-        )
+        arrays = operands(rng, x_shape, weight_shape, parameters)
+        for name in ("direct", "fast"):
+            with algorithm(name):
+                same_bits(backend, forward_and_backward(parameters), *arrays)
 
 
 def test_conv_rejects_shapes():

@@ -59,6 +59,17 @@ py::tuple conv_backward(py::handle dy_, py::handle x_, py::handle weight_, py::h
   return to_tuple(dx, dweight, dbias);
 }
 
+constexpr const char* kAlgorithms[] = {"direct", "accurate", "fast"};
+
+std::string get_algorithm() { return kAlgorithms[static_cast<int>(conv_algorithm())]; }
+
+void set_algorithm(const std::string& name) {
+  for (int i = 0; i < 3; ++i) {
+    if (name == kAlgorithms[i]) return set_conv_algorithm(static_cast<ConvAlgorithm>(i));
+  }
+  fail("set_conv_algorithm", "the algorithm is 'direct', 'accurate' or 'fast'; got '" + name + "'");
+}
+
 template <int spatial>
 void bind(py::module_& m) {
   const std::string op = kOps[spatial - 1];
@@ -77,6 +88,10 @@ void bind_conv(py::module_& m) {
   bind<1>(m);
   bind<2>(m);
   bind<3>(m);
+  m.def("get_conv_algorithm", &get_algorithm, "The methods that convolutions may take.");
+  m.def("set_conv_algorithm", &set_algorithm, py::arg("name"),
+        "The methods that convolutions of float32 may take: 'direct' sums; 'accurate', those with about their error; "
+        "'fast' (at first), those with a relative error of up to 1e-5 (Winograd). float64 is always direct.");
 }
 
 }  // namespace lec7::bindings

@@ -1,5 +1,6 @@
 // Convolution. One rule, `convolve`, picks the variant:
 //
+//   Winograd   3 x 3 to 5 x 5 with stride 1, float32: fewer products                (winograd.cpp)
 //   pointwise  1 x 1 with stride 1 is a matrix product of x itself
 //   depthwise  one channel a filter: vectors run over the channels, a few positions share each loaded weight
 //   few rows   up to kFewPositions positions: all patches are made first, and a task packs a panel of filters at a time
@@ -17,6 +18,7 @@
 #include "column_sum.h"
 #include "patches.h"
 #include "scratch.h"
+#include "winograd.h"
 
 namespace lec7::cpu::LEC7_ISA {
 namespace {
@@ -28,12 +30,6 @@ constexpr Index kGradientRows = 192;  // rows of the filters' gradient a task
 constexpr Index kGradientTasks = 32;  // split positions into chunks until there are as many tasks,
 constexpr Index kLeastChunk = 1024;   // but not into smaller ones
 constexpr Index kHandedNumbers = Index{1} << 22;  // few channels: images a pass
-constexpr Index kSerialWork = 1 << 18;            // multiplications under which a second thread does not pay
-
-constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
-Index limit_threads(Index work, Index tasks) { return work < kSerialWork ? 1 : tasks; }
-
 // ---- Variants ----
 
 template <class T>
@@ -204,6 +200,10 @@ bool is_pointwise(const Convolution& c) {
 template <class T>
 void convolve(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias, Activation activation, T* y) {
   if (c.positions() == 0) return;
+  if constexpr (std::is_same_v<T, float>) {
+    const Winograd method = winograd_method(c);
+    if (method != Winograd::none) return winograd_convolve(method, c, x, filters, bias, activation, y);
+  }
   if (is_pointwise(c)) {
     gemm<T>(c.positions(), c.filters, c.channels, {x, c.channels}, {filters.data, filters.columns, filters.transposed},
             y, c.filters, bias, activation);
@@ -341,23 +341,6 @@ Convolution forward_convolution(const ConvShape& s) {
   return c;
 }
 
-// dweight = the sum of `chunks` parts (taps x tap_size), in their order, with the taps turned around under `flip`.
-template <class T>
-void add_parts(Index chunks, Index taps, Index tap_size, bool flip, const T* parts, T* dweight) {
-  const Index size = taps * tap_size;
-  parallel_region(limit_threads(chunks * size, taps), [&](const Team& team) {
-    team.for_each(taps, [&](Index tap) {
-      const T* const from = parts + tap * tap_size;
-      T* const to = dweight + (flip ? taps - 1 - tap : tap) * tap_size;
-      for_lanes<T>(tap_size, [&](Index j, auto lanes) {
-        Vec<T> sum = load_lanes(from + j, lanes);
-        for (Index chunk = 1; chunk < chunks; ++chunk) sum += load_lanes(from + chunk * size + j, lanes);
-        store_lanes(to + j, sum, lanes);
-      });
-    });
-  });
-}
-
 template <class T>
 void depthwise_weight_gradient(const Convolution& c, bool flip, const T* dy, const T* x, T* dweight) {
   const auto& [wd, wh, ww] = c.windows;
@@ -411,6 +394,10 @@ void weight_gradient(const ConvShape& s, const T* dy, const T* x, T* dweight) {
   const Convolution c = forward_convolution(s);
   const Index m = c.positions(), k = c.depth(), n = c.out();
   if (m == 0) return zero_run(k * c.filters, dweight);
+  if constexpr (std::is_same_v<T, float>) {
+    const Winograd method = winograd_method(c);
+    if (method != Winograd::none) return winograd_weight_gradient(method, c, s.flip, dy, x, dweight);
+  }
   if (is_depthwise(c)) return depthwise_weight_gradient(c, s.flip, dy, x, dweight);
 
   const Index row_block = ceil_div(ceil_div(k, ceil_div(k, kGradientRows)), kTileRows) * kTileRows;

@@ -2,9 +2,16 @@
 #pragma once
 
 #include "gemm.h"
+#include "lec7/parallel.h"
 #include "lec7/window.h"
 
 namespace lec7::cpu::LEC7_ISA {
+
+inline constexpr Index kSerialWork = 1 << 18;  // multiplications under which a second thread does not pay
+
+inline Index limit_threads(Index work, Index tasks) { return work < kSerialWork ? 1 : tasks; }
+
+constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 // What is common to the forward and to the gradient of x, which is a convolution of dy (or several, one for each
 // phase of the stride).
@@ -139,5 +146,22 @@ struct Filters {
     }
   }
 };
+
+// dweight = the sum of `chunks` parts (taps x tap_size), in their order, with the taps turned around under `flip`.
+template <class T>
+void add_parts(Index chunks, Index taps, Index tap_size, bool flip, const T* parts, T* dweight) {
+  const Index size = taps * tap_size;
+  parallel_region(limit_threads(chunks * size, taps), [&](const Team& team) {
+    team.for_each(taps, [&](Index tap) {
+      const T* const from = parts + tap * tap_size;
+      T* const to = dweight + (flip ? taps - 1 - tap : tap) * tap_size;
+      for_lanes<T>(tap_size, [&](Index j, auto lanes) {
+        Vec<T> sum = load_lanes(from + j, lanes);
+        for (Index chunk = 1; chunk < chunks; ++chunk) sum += load_lanes(from + chunk * size + j, lanes);
+        store_lanes(to + j, sum, lanes);
+      });
+    });
+  });
+}
 
 }  // namespace lec7::cpu::LEC7_ISA

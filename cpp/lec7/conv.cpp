@@ -1,7 +1,11 @@
 #include "lec7/conv.h"
 
+#include <atomic>
+
 namespace lec7 {
 namespace {
+
+std::atomic<ConvAlgorithm> algorithm_in_use = ConvAlgorithm::fast;
 
 std::string_view filter_axes(int spatial) {
   constexpr std::string_view names[] = {"filters (KL, C, F)", "filters (KH, KW, C, F)", "filters (KD, KH, KW, C, F)"};
@@ -14,6 +18,9 @@ std::string_view output_axes(int spatial) {
 }
 
 }  // namespace
+
+ConvAlgorithm conv_algorithm() { return algorithm_in_use; }
+void set_conv_algorithm(ConvAlgorithm algorithm) { algorithm_in_use = algorithm; }
 
 ConvShape conv_shape(std::string_view op, int spatial, const Shape& x, const Shape& weight, const Shape* bias,
                      const ConvOptions& options) {

@@ -7,7 +7,16 @@ networks with backward passes written by hand, ``lec7.models`` are whole network
 
 from __future__ import annotations
 
-from lec7._cpu import build_info, cache_info, empty_cache, get_num_threads, set_cache_limit, set_num_threads
+from lec7._cpu import (
+    build_info,
+    cache_info,
+    empty_cache,
+    get_conv_algorithm,
+    get_num_threads,
+    set_cache_limit,
+    set_conv_algorithm,
+    set_num_threads,
+)
 from lec7.ops import use_backend
 
 __version__ = build_info()["version"]
@@ -16,8 +25,10 @@ __all__ = [
     "build_info",
     "cache_info",
     "empty_cache",
+    "get_conv_algorithm",
     "get_num_threads",
     "set_cache_limit",
+    "set_conv_algorithm",
     "set_num_threads",
     "use_backend",
 ]
