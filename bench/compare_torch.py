@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 # PyTorch reads it when it is imported: without it, large fresh results cost it a page fault for every 4 KiB.
 if os.environ.get("THP_MEM_ALLOC_ENABLE") != "1":
@@ -33,15 +33,13 @@ except ModuleNotFoundError:
     sys.exit("compare_torch.py compares with PyTorch, which is not installed: pip install '.[bench]'")
 
 import numpy as np
-from cases import SUITES, Closure, Pair, Row, as_arrays, matmul
+from cases import MEANS, SUITES, matmul
+from memory import MemoryRow
+from pair import Pair, Row, as_arrays, normal
+from timing import SLOW, alternate, seconds
 
 import lec7
-
-# Each library has an OpenMP pool of its own, whose idle threads spin for some milliseconds after a call and
-# take the cores from the other library's: wait until they sleep.
-SETTLE = 0.015
-BLOCK = 0.03  # seconds of calls in a row
-CHUNK = 1e-4  # calls shorter than this are timed several at once
+from lec7 import ops
 
 
 class DisagreementError(Exception):
@@ -54,16 +52,21 @@ class Result:
     name: str
     direction: str
     shape: str
-    lec7_seconds: float
-    torch_seconds: float
+    quantity: Literal["seconds", "bytes"]
+    lec7: float
+    torch: float
     ratio: float
-    lec7_of_peak: float | None
-    torch_of_peak: float | None
-    lec7_rate: float | None
-    torch_rate: float | None
-    unit: str | None
-    most: float | None
-    least: float | None
+    lec7_of_peak: float | None = None
+    torch_of_peak: float | None = None
+    lec7_rate: float | None = None
+    torch_rate: float | None = None
+    unit: str | None = None
+    most: float | None = None
+    least: float | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.suite}: {self.name}{', ' * bool(self.direction)}{self.direction} {self.shape}"
 
     def misses(self) -> list[str]:
         found = []
@@ -72,6 +75,14 @@ class Result:
         if self.least is not None and self.lec7_of_peak is not None and self.lec7_of_peak < self.least:
             found.append(f"{self.lec7_of_peak:.0%} of the peak, at least {self.least:.0%}")
         return found
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What times are fractions of: FLOP/s, and GB/s of an update in place."""
+
+    flops: float
+    bandwidth: float
 
 
 def verify(pair: Pair) -> None:
@@ -96,53 +107,42 @@ def verify(pair: Pair) -> None:
                     )
 
 
-def block_median(call: Closure, repeat: int, chunks: int) -> float:
-    """Seconds a call: the median over chunks of `repeat` calls, after one call that wakes the threads."""
-    call()
-    times = []
-    for _ in range(chunks):
-        start = time.perf_counter()
-        for _ in range(repeat):
-            call()
-        times.append((time.perf_counter() - start) / repeat)
-    return statistics.median(times)
-
-
-def alternate(calls: Sequence[Closure], rounds: int) -> list[float]:
-    """Seconds a call of each: the median over rounds, in which they take turns."""
-    plans = []
-    for call in calls:
-        time.sleep(SETTLE)
-        seconds = block_median(call, 1, 3)
-        repeat = max(1, round(CHUNK / seconds))
-        plans.append((call, repeat, max(1, round(BLOCK / (seconds * repeat)))))
-    times: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds):
-        for i in range(len(plans))[:: 1 if turn % 2 == 0 else -1]:
-            time.sleep(SETTLE)
-            times[i].append(block_median(*plans[i]))
-    return [statistics.median(t) for t in times]
-
-
-def compare(suite: str, row: Row, *, rounds: int, peak: float) -> Result:
+def compare(suite: str, row: Row | MemoryRow, *, rounds: int, peaks: Peaks) -> Result:
+    if isinstance(row, MemoryRow):
+        a, b = row.measure()
+        return Result(
+            suite=suite,
+            name=row.name,
+            direction="",
+            shape=row.shape,
+            quantity="bytes",
+            lec7=a,
+            torch=b,
+            ratio=a / b,
+            most=row.most,
+        )
     pair = row.make()
     verify(pair)
     theirs = pair.theirs
     if len(theirs) > 1:
-        quick = alternate(theirs, 2)
+        quick = [seconds(call) for call in theirs]
+        if min(quick) < SLOW:
+            quick = alternate(theirs, 1)
         theirs = [theirs[quick.index(min(quick))]]
     a, b = alternate([pair.ours, *theirs], rounds)
-    flops, amount = pair.flops or None, pair.amount or None
+    work, peak = (pair.flops, peaks.flops) if pair.limit == "flops" else (pair.amount, peaks.bandwidth)
+    work, amount = work or None, pair.amount or None
     return Result(
         suite=suite,
         name=row.name,
         direction=row.direction,
         shape=row.shape,
-        lec7_seconds=a,
-        torch_seconds=b,
+        quantity="seconds",
+        lec7=a,
+        torch=b,
         ratio=a / b,
-        lec7_of_peak=flops and flops / a / peak,
-        torch_of_peak=flops and flops / b / peak,
+        lec7_of_peak=work and work / a / peak,
+        torch_of_peak=work and work / b / peak,
         lec7_rate=amount and amount / a,
         torch_rate=amount and amount / b,
         unit=amount and pair.unit,
@@ -155,6 +155,13 @@ def best_matmul(rounds: int) -> float:
     """FLOP/s of the faster library's 2048^3 product: a peak that is a little too small."""
     pair = matmul(np.random.default_rng(0), M=2048, N=2048, K=2048)
     return pair.flops / min(alternate([pair.ours, *pair.theirs], rounds))
+
+
+def in_place_bandwidth(rounds: int) -> float:
+    """GB/s at which the faster library multiplies the numbers of an array in place, read and written."""
+    x = normal(np.random.default_rng(0), 4 * 10**7)  # as much as Adam's four arrays in the suite
+    tx = torch.from_numpy(x)
+    return 8e-9 * x.size / min(alternate([lambda: ops.scale_(x, -1.0), lambda: tx.mul_(-1.0)], rounds))
 
 
 def cpu_name() -> str:
@@ -170,8 +177,12 @@ def duration(seconds: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(max(value, 1))))}f} {unit}"
 
 
+def size(count: float) -> str:
+    return f"{count / 1e6:,.{0 if count >= 1e8 else 1}f} MB"
+
+
 HEAD = ["op", "shape", "lec7", "PyTorch", "ratio", "of peak", "rate"]
-WIDTHS = [47, 46, 8, 8, 6, 12, 24]
+WIDTHS = [52, 46, 8, 8, 6, 12, 24]
 
 
 def line(texts: Sequence[str], *, markdown: bool) -> str:
@@ -182,15 +193,16 @@ def line(texts: Sequence[str], *, markdown: bool) -> str:
 
 
 def cells(row: Row, result: Result) -> list[str]:
-    def both(show: Callable[[float], str], a: float | None, b: float | None) -> str:
-        return "" if a is None or b is None else f"{show(a)} / {show(b)}"
+    def both(write: Callable[[float], str], a: float | None, b: float | None) -> str:
+        return "" if a is None or b is None else f"{write(a)} / {write(b)}"
 
+    show = duration if result.quantity == "seconds" else size
     rate = both(lambda r: f"{r:,.0f}" if r >= 100 else f"{r:.1f}", result.lec7_rate, result.torch_rate)
     return [
         row.title,
         row.shape,
-        duration(result.lec7_seconds),
-        duration(result.torch_seconds),
+        show(result.lec7),
+        show(result.torch),
         f"{result.ratio:.2f}",
         both(lambda share: f"{share:.0%}", result.lec7_of_peak, result.torch_of_peak),
         f"{rate} {result.unit}" if rate else "",
@@ -198,7 +210,7 @@ def cells(row: Row, result: Result) -> list[str]:
 
 
 def run_suite(
-    suite: str, rows: Sequence[Row], *, rounds: int, peak: float, markdown: bool
+    suite: str, rows: Sequence[Row | MemoryRow], *, rounds: int, peaks: Peaks, markdown: bool
 ) -> tuple[list[Result], list[str]]:
     """Compare and print each row; return the results, and what the disagreeing rows say."""
     print(f"\n### {suite}\n" if markdown else f"\n{suite}")
@@ -208,7 +220,7 @@ def run_suite(
     results, disagreements = [], []
     for row in rows:
         try:
-            result = compare(suite, row, rounds=rounds, peak=peak)
+            result = compare(suite, row, rounds=rounds, peaks=peaks)
         except DisagreementError as error:
             text = f"the results disagree: {error}"
             disagreements.append(f"{suite}: {row.title} {row.shape}: {text}")
@@ -218,16 +230,35 @@ def run_suite(
             print(line(cells(row, result), markdown=markdown), flush=True)
         gc.collect()
         lec7.empty_cache()
-    for direction in sorted({r.direction for r in results}):
-        ratios = [r.ratio for r in results if r.direction == direction]
-        if len(ratios) > 1:
-            mean = statistics.geometric_mean(ratios)
-            of = f" of {direction}" if direction else ""
-            print(f"\ngeometric mean of the ratios{of}: {mean:.2f}")
+    for direction, mean in means(results).items():
+        of = f" of {direction}" if direction else ""
+        print(f"\ngeometric mean of the ratios{of}: {mean:.2f}")
     return results, disagreements
 
 
-def describe(threads: int, rounds: int, peak: float, peak_source: str) -> dict[str, Any]:
+def means(results: Sequence[Result]) -> dict[str, float]:
+    """The geometric mean of the ratios of each direction that has several rows."""
+    ratios: dict[str, list[float]] = {}
+    for r in sorted(results, key=lambda r: r.direction):
+        ratios.setdefault(r.direction, []).append(r.ratio)
+    return {direction: statistics.geometric_mean(of) for direction, of in ratios.items() if len(of) > 1}
+
+
+def missed_targets(results: Sequence[Result]) -> list[str]:
+    """What each row misses, and each suite of which all rows are there."""
+    found = [f"{r.title}: {miss}" for r in results for miss in r.misses()]
+    for suite, targets in MEANS.items():
+        of_suite = [r for r in results if r.suite == suite]
+        if len(of_suite) == len(SUITES[suite]):
+            found += [
+                f"{suite}, {direction}: geometric mean {mean:.2f}, at most {targets[direction]:.2f}"
+                for direction, mean in means(of_suite).items()
+                if mean > targets[direction]
+            ]
+    return found
+
+
+def describe(threads: int, rounds: int, peaks: Peaks, peak_source: str) -> dict[str, Any]:
     info = lec7.build_info()
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -236,8 +267,9 @@ def describe(threads: int, rounds: int, peak: float, peak_source: str) -> dict[s
         "threads": threads,
         "load_average": os.getloadavg()[0],
         "rounds": rounds,
-        "peak_gflops": peak / 1e9,
+        "peak_gflops": peaks.flops / 1e9,
         "peak_source": peak_source,
+        "in_place_bandwidth": peaks.bandwidth,
         "versions": {
             "lec7": info["version"],
             "compiler": info["compiler"],
@@ -274,16 +306,17 @@ def main() -> int:
     lec7.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
 
-    peak = args.peak * 1e9 if args.peak else best_matmul(args.rounds)
+    flops = args.peak * 1e9 if args.peak else best_matmul(args.rounds)
+    peaks = Peaks(flops, in_place_bandwidth(args.rounds))
     source = "--peak" if args.peak else "the better of the two libraries' 2048^3 products"
-    machine = describe(args.threads, args.rounds, peak, source)
+    machine = describe(args.threads, args.rounds, peaks, source)
     if args.markdown:
         print("## Measured\n")
     print(
         f"{machine['date']}: {machine['cpu']}, {machine['isa']}, threads: {args.threads}, "
         f"load average {machine['load_average']:.1f}; medians of {args.rounds} rounds\n"
         f"{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}\n"
-        f"peak: {peak / 1e9:.0f} GFLOP/s, from {source}",
+        f"peak: {flops / 1e9:.0f} GFLOP/s, from {source}; {peaks.bandwidth:.1f} GB/s in place",
         flush=True,
     )
     results: list[Result] = []
@@ -291,12 +324,12 @@ def main() -> int:
     for suite, rows in wanted.items():
         if rows:
             done, disagreements = run_suite(
-                suite, rows, rounds=args.rounds, peak=peak, markdown=args.markdown
+                suite, rows, rounds=args.rounds, peaks=peaks, markdown=args.markdown
             )
             results += done
             failures += disagreements
     if args.check:
-        failures += [f"{r.suite}: {r.name} {r.shape}: {miss}" for r in results for miss in r.misses()]
+        failures += missed_targets(results)
     if args.json:
         report = {"machine": machine, "rows": [asdict(r) for r in results]}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
