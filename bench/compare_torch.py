@@ -349,4 +349,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     gc.disable()
+    gc.freeze()  # so that the collection after each row does not look through PyTorch
     sys.exit(main())
