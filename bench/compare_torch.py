@@ -185,7 +185,7 @@ def size(count: float) -> str:
 
 
 HEAD = ["op", "shape", "lec7", "PyTorch", "ratio", "of peak", "rate"]
-WIDTHS = [52, 46, 8, 8, 6, 12, 24]
+WIDTHS = [54, 46, 8, 8, 6, 12, 24]
 
 
 def line(texts: Sequence[str], *, markdown: bool) -> str:

@@ -27,7 +27,7 @@ Rng = np.random.Generator
 
 TOLERANCE = 1e-4  # each layer passes on the errors of those before it
 # Where rounding decides which of two almost equal numbers a max pool takes, or whether ReLU lets one through,
-# all gradients below differ: by up to 8e-3 in AlexNet and VGG16, and PyTorch's two formats from each other too.
+# all gradients below differ: by up to 8e-3 in AlexNet and VGG16, where PyTorch's two formats differ too.
 CHANGE_TOLERANCE = 2e-2
 
 # --- the networks -------------------------------------------------------------------------------------------
