@@ -56,7 +56,7 @@ double derivative(Activation activation, double y) {
 }
 
 template <class T>
-void check_conv(Random& random, const Case& test) {
+void check_conv(Random& random, const Case& test, ConvAlgorithm algorithm) {
   const Trying what(test.str());
   const Geometry& g = test.geometry;
   const Array<T> x = random.array<T>(test.x_shape().size()), weight = random.array<T>(test.weight_shape().size());
@@ -82,19 +82,21 @@ void check_conv(Random& random, const Case& test) {
   });
 
   const Array<T> y_given(y);
+  set_conv_algorithm(algorithm);
+  const double k = algorithm == ConvAlgorithm::fast ? 96 : 32;
   on_every_isa([&] {
     const Array<T> got(dy.size());
     LEC7_PICK(conv_forward<T>)(shape, x.data(), weight.data(), has_bias ? bias.data() : nullptr, got.data());
-    check_close(got, y, 32);
+    check_close(got, y, k);
     for (const int wanted : {7, 1, 2, 4}) {
       const Array<T> got_dx(x.size()), got_dweight(weight.size()), got_dbias(test.filters);
       LEC7_PICK(conv_backward<T>)
       (shape, dy.data(), x.data(), weight.data(), test.activation == Activation::none ? nullptr : y_given.data(),
        wanted & 1 ? got_dx.data() : nullptr, wanted & 2 ? got_dweight.data() : nullptr,
        wanted & 4 ? got_dbias.data() : nullptr);
-      if (wanted & 1) check_close(got_dx, dx, 32);
-      if (wanted & 2) check_close(got_dweight, dweight, 32);
-      if (wanted & 4) check_close(got_dbias, dbias, 32);
+      if (wanted & 1) check_close(got_dx, dx, k);
+      if (wanted & 2) check_close(got_dweight, dweight, k);
+      if (wanted & 4) check_close(got_dbias, dbias, k);
     }
   });
 }
@@ -111,7 +113,7 @@ TEST(any_geometry) {
       test.activation = random.below(2) == 0   ? Activation::none
                         : random.below(2) == 0 ? Activation::relu
                                                : Activation::tanh;
-      check_conv<T>(random, test);
+      check_conv<T>(random, test, ConvAlgorithm::direct);
     }
   });
 }
@@ -152,7 +154,8 @@ TEST(special_geometries) {
     Random random;
     for (const auto& [name, test] : cases) {
       const Trying what(name);
-      check_conv<T>(random, test);
+      check_conv<T>(random, test, ConvAlgorithm::direct);
+      check_conv<T>(random, test, ConvAlgorithm::fast);
     }
   });
 }
