@@ -134,7 +134,7 @@ def recurrent_step(rng: np.random.Generator, *, N: int, D: int, H: int) -> Pair:
     )
 
 
-# --- pool ---------------------------------------------------------------------------------------------------
+# --- pool and norm ------------------------------------------------------------------------------------------
 
 
 def pool2d(
@@ -167,6 +167,78 @@ def pool2d(
         names="y dx" if backward else "y",
         align=channels_last,
         amount=(2 if backward else 1) * 4e-9 * (x.size + y.size),
+    )
+
+
+def local_response_norm(rng: np.random.Generator, *, N: int, H: int, C: int, K: int, backward: bool) -> Pair:
+    x, dy = normal(rng, N, H, H, C), normal(rng, N, H, H, C)
+
+    def ours() -> Sequence[Array]:
+        y, saved = ops.local_response_norm_forward(x, size=K)
+        return (y, ops.local_response_norm_backward(dy, x, saved, size=K)) if backward else (y,)
+
+    def theirs(tx: torch.Tensor, tdy: torch.Tensor) -> Closure:
+        def run() -> Sequence[torch.Tensor]:
+            y = functional.local_response_norm(tx, K)
+            return (y, *torch.autograd.grad(y, tx, tdy)) if backward else (y,)
+
+        return run if backward else no_grad(run)
+
+    return Pair(
+        ours=ours,
+        theirs=[theirs(tx.requires_grad_(backward), tdy) for tx, tdy in torch_formats(x, dy)],
+        names="y dx" if backward else "y",
+        align=channels_last,
+        amount=(5 if backward else 2) * 4e-9 * x.size,
+    )
+
+
+def batch_norm(rng: np.random.Generator, *, N: int, H: int, C: int, backward: bool) -> Pair:
+    """Training: the batch's statistics, and running averages that follow them."""
+    x, dy, gamma, beta = normal(rng, N, H, H, C), normal(rng, N, H, H, C), normal(rng, C), normal(rng, C)
+    running = np.zeros(C, np.float32), np.ones(C, np.float32)
+    trunning = tensors(*(a.copy() for a in running))
+    leaves = tensors(gamma, beta, grad=backward)
+
+    def ours() -> Sequence[Array]:
+        y, saved = ops.batch_norm_forward(x, gamma, beta, *running, training=True)
+        gradients = ops.batch_norm_backward(dy, x, gamma, saved, training=True) if backward else ()
+        return (y, *gradients)
+
+    def theirs(tx: torch.Tensor, tdy: torch.Tensor) -> Closure:
+        def run() -> Sequence[torch.Tensor]:
+            y = functional.batch_norm(tx, *trunning, *leaves, training=True)
+            return (y, *torch.autograd.grad(y, (tx, *leaves), tdy)) if backward else (y,)
+
+        return run if backward else no_grad(run)
+
+    return Pair(
+        ours=ours,
+        theirs=[theirs(tx.requires_grad_(backward), tdy) for tx, tdy in torch_formats(x, dy)],
+        names="y dx dgamma dbeta" if backward else "y",
+        align=channels_last,
+        amount=(8 if backward else 3) * 4e-9 * x.size,  # statistics need a pass of their own
+    )
+
+
+def layer_norm(rng: np.random.Generator, *, N: int, T: int, D: int, backward: bool) -> Pair:
+    x, dy, gamma, beta = normal(rng, N, T, D), normal(rng, N, T, D), normal(rng, D), normal(rng, D)
+    leaves = tensors(x, gamma, beta, grad=backward)
+    (tdy,) = tensors(dy)
+
+    def ours() -> Sequence[Array]:
+        y, saved = ops.layer_norm_forward(x, gamma, beta)
+        return (y, *ops.layer_norm_backward(dy, x, gamma, saved)) if backward else (y,)
+
+    def theirs() -> Sequence[torch.Tensor]:
+        y = functional.layer_norm(leaves[0], (D,), *leaves[1:])
+        return (y, *torch.autograd.grad(y, leaves, tdy)) if backward else (y,)
+
+    return Pair(
+        ours=ours,
+        theirs=[theirs if backward else no_grad(theirs)],
+        names="y dx dgamma dbeta" if backward else "y",
+        amount=(5 if backward else 2) * 4e-9 * x.size,
     )
 
 
@@ -396,6 +468,12 @@ SUITES: dict[str, Sequence[Row | MemoryRow]] = {
         *rows("max pool 3x3", max_pool, N=1, H=112, C=64, K=3, stride=2, most=(0.55, 0.50)),
         *rows("average pool 2x2", avg_pool, N=32, H=28, C=256, K=2, stride=2, most=1.0),
         *rows("average pool 7x7", avg_pool, N=64, H=7, C=2048, K=7, stride=1, most=1.0),
+    ],
+    "norm": [
+        *rows("local response norm", local_response_norm, N=32, H=55, C=96, K=5, most=0.05),
+        *rows("batch norm, training", batch_norm, N=32, H=56, C=64, most=(0.6, 0.65)),
+        *rows("layer norm", layer_norm, N=64, T=50, D=512, most=(0.6, 0.65)),
+        *rows("layer norm", layer_norm, N=8, T=196, D=768, most=(0.6, 0.65)),
     ],
     "attention": [
         *rows("attention", attention, N=8, heads=8, T=256, d=64, causal=True, most=0.55),

@@ -64,6 +64,10 @@ CASES: dict[str, tuple[Callable[[np.random.Generator], L.Layer], tuple[int, ...]
     "sum_pool3d": (lambda r: L.SumPool3d(2), (2, 4, 4, 4, 2)),
     "global_avg_pool": (lambda r: L.GlobalAvgPool(), (2, 3, 4, 5)),
     "global_max_pool": (lambda r: L.GlobalMaxPool(), (2, 6, 5)),
+    "local_response_norm": (lambda r: L.LocalResponseNorm(3, alpha=0.5), (2, 3, 2, 5)),
+    "batch_norm": (lambda r: L.BatchNorm(4), (3, 2, 2, 4)),
+    "batch_norm of vectors": (lambda r: L.Sequential(L.Linear(3, 4, rng=r), L.BatchNorm(4)), (5, 3)),
+    "layer_norm": (lambda r: L.LayerNorm(5), (2, 3, 5)),
     "dropout": (lambda r: L.Dropout(0.4, rng=r), (5, 6)),
     "spatial dropout": (lambda r: L.SpatialDropout(0.4, rng=r), (4, 3, 3, 5)),
     "rnn": (lambda r: L.RNN(4, 3, rng=r), (5, 2, 4)),
@@ -261,6 +265,77 @@ def test_spatial_dropout_drops_whole_channels(rng: np.random.Generator) -> None:
     np.testing.assert_array_equal(y, np.broadcast_to(kept[:, None, None], y.shape))
 
 
+@pytest.mark.usefixtures("backend")
+def test_frozen_batch_norm_gradients(rng: np.random.Generator) -> None:
+    layer = trained_batch_norm(4, rng)
+    errors = gradcheck(layer, rng.standard_normal((3, 2, 4)), rng=rng)
+    assert max(errors.values()) < TOLERANCE, errors
+
+
+def trained_batch_norm(channels: int, rng: np.random.Generator) -> L.BatchNorm:
+    layer = L.BatchNorm(channels, momentum=0.5)
+    for name in ("gamma", "beta"):
+        layer.params[name][...] = rng.standard_normal(channels)
+    for _ in range(3):
+        layer.forward((2 + 3 * rng.standard_normal((50, channels))).astype(np.float32), training=True)
+    return layer
+
+
+def test_batch_norm_keeps_running_averages(rng: np.random.Generator) -> None:
+    layer = L.BatchNorm(2, momentum=0.5)
+    x = np.array([[1, 10], [3, 10]], np.float32)
+    layer.forward(x)
+    np.testing.assert_array_equal(layer.buffers["running_mean"], [0, 0])
+    y, _ = layer.forward(x, training=True)
+    np.testing.assert_allclose(y, [[-1, 0], [1, 0]], atol=1e-5)
+    np.testing.assert_array_equal(layer.buffers["running_mean"], [1, 5])
+    np.testing.assert_array_equal(layer.buffers["running_var"], [1.5, 0.5])
+    y, _ = layer.forward(x)
+    np.testing.assert_allclose(y, (x - [1, 5]) / np.sqrt([1.5 + 1e-5, 0.5 + 1e-5]), rtol=1e-6)
+    with layer.keeping_buffers():
+        layer.forward(x, training=True)
+    np.testing.assert_array_equal(layer.buffers["running_mean"], [1, 5])
+
+
+def test_batch_norm_folds_into_the_layer_before_it(rng: np.random.Generator) -> None:
+    network = L.Sequential(
+        L.Conv2d(3, 8, 3, rng=rng, padding="same", bias=False),
+        trained_batch_norm(8, rng),
+        L.Relu(),
+        L.Residual(
+            L.Sequential(L.Conv2d(8, 8, 3, rng=rng, padding="same", groups=2), trained_batch_norm(8, rng)),
+            L.Concat(
+                L.Sequential(L.Conv2d(8, 4, 1, rng=rng), trained_batch_norm(4, rng)),
+                L.Conv2d(8, 4, 1, rng=rng),
+            ),
+        ),
+        L.Conv2d(8, 4, 1, rng=rng, activation="tanh"),
+        trained_batch_norm(4, rng),  # behind an activation: it stays
+        L.Flatten(),
+        L.Linear(4 * 5 * 6, 7, rng=rng),
+        trained_batch_norm(7, rng),
+    )
+    x = rng.standard_normal((2, 5, 6, 3)).astype(np.float32)
+    before = {name: value.copy() for name, value in {**network.params, **network.buffers}.items()}
+    expected, _ = network.forward(x)
+    folded = L.fold_batch_norm(network)
+    y, _ = folded.forward(x)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    assert sum(isinstance(layer, L.BatchNorm) for _, layer in folded.owners()) == 1
+    for value in folded.params.values():
+        value.fill(0)  # it shares nothing with the network it was made from
+    for name, value in {**network.params, **network.buffers}.items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
+def test_batch_norm_folds_where_a_layer_is_used_twice(rng: np.random.Generator) -> None:
+    shared = L.Linear(4, 4, rng=rng)
+    network = L.Sequential(shared, trained_batch_norm(4, rng), shared, L.Tanh(), shared)
+    x = rng.standard_normal((6, 4)).astype(np.float32)
+    y, _ = L.fold_batch_norm(network).forward(x)
+    np.testing.assert_allclose(y, network.forward(x)[0], rtol=1e-4, atol=1e-5)
+
+
 def test_parameters_share_one_aligned_buffer(rng: np.random.Generator) -> None:
     network = L.Sequential(L.Linear(3, 5, rng=rng), L.Linear(5, 2, rng=rng))
     before = {name: value.copy() for name, value in network.params.items()}
@@ -357,6 +432,7 @@ def test_clip_scale() -> None:
         (lambda r: L.Attention(3, 4, rng=r, score="cosine"), "score is dot, scaled or bilinear"),
         (lambda r: L.MultiHeadAttention(6, 4, rng=r), "heads divides size"),
         (lambda r: L.Recurrent(L.RNN(2, 2, rng=r), mode="some_to_none"), "mode is one_to_one"),
+        (lambda r: L.LocalResponseNorm(4), "LocalResponseNorm: size is odd and positive, got 4"),
         (lambda r: L.GlobalAvgPool().forward(np.zeros((2, 3))), "1 to 3 axes of space"),
         (lambda r: L.LSTM(2, 2, rng=r).forward(np.zeros((2, 2), np.float32)), r"x is \(T, N, input_size\)"),
         (

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lec7 import checkpoint, losses, ops, optimizers
-from lec7.layers import LSTM, Dropout, Embedding, Linear, Parameters, Recurrent, Sequential
+from lec7.layers import LSTM, BatchNorm, Dropout, Embedding, Linear, Parameters, Recurrent, Sequential
 from lec7.models import CharLM
 from lec7.models.char_lm import text_batches
 from lec7.text import Vocabulary, default_text, read_text
@@ -140,6 +140,26 @@ def test_resume_keeps_recurrent_state_and_dropout(tmp_path: Path, stop: int) -> 
     second.restore(tensors, metadata["trainer"])
     second.fit(tokens_batches(), epochs=3)
     np.testing.assert_array_equal(second.parameters.values, whole.parameters.values)
+
+
+def test_resume_keeps_running_averages(tmp_path: Path) -> None:
+    def trainer(seed: int) -> Trainer:
+        rng = np.random.default_rng(seed)
+        model = Sequential(Linear(6, 9, rng=rng), BatchNorm(9), Linear(9, 3, rng=rng))
+        return Trainer(model, optimizers.SGD(), losses.softmax_cross_entropy, rng=rng, schedule=0.1)
+
+    whole, first, second = trainer(0), trainer(0), trainer(1)
+    whole.fit(batches, epochs=3)
+    first.fit(batches, epochs=1)
+    tensors, state = first.state()
+    checkpoint.save(tmp_path / "c", tensors, {"trainer": state})
+    tensors, metadata = checkpoint.load(tmp_path / "c")
+    second.restore(tensors, metadata["trainer"])
+    second.fit(batches, epochs=3)
+    for name in ("1.running_mean", "1.running_var"):
+        assert (whole.model.buffers[name] != first.model.buffers[name]).all()
+        np.testing.assert_array_equal(second.model.buffers[name], whole.model.buffers[name])
+    np.testing.assert_array_equal(second.model.forward(X)[0], whole.model.forward(X)[0])
 
 
 def test_restore_refuses_another_network() -> None:

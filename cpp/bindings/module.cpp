@@ -66,6 +66,7 @@ PYBIND11_MODULE(_cpu, m) {
   bind_dropout(m);
   bind_embedding(m);
   bind_linear(m);
+  bind_norm(m);
   bind_optimizer(m);
   bind_pool(m);
   bind_recurrent(m);

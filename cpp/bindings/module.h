@@ -11,6 +11,7 @@ void bind_conv(pybind11::module_& m);
 void bind_dropout(pybind11::module_& m);
 void bind_embedding(pybind11::module_& m);
 void bind_linear(pybind11::module_& m);
+void bind_norm(pybind11::module_& m);
 void bind_optimizer(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);
 void bind_recurrent(pybind11::module_& m);

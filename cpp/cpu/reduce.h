@@ -25,8 +25,8 @@ LEC7_INLINE Vec<T> first_lanes(Vec<T> v, N n, T other) {
 }
 
 // Calls step(accumulator, i, n) over [0, size), with four accumulators in turn to hide the latency of an addition.
-template <class T, class Step>
-LEC7_INLINE void for_lanes_of_four(Vec<T> (&sums)[4], Index size, Step&& step) {
+template <class T, class Sum, class Step>
+LEC7_INLINE void for_lanes_of_four(Sum (&sums)[4], Index size, Step&& step) {
   constexpr auto all = std::integral_constant<Index, W<T>>{};
   Index i = 0;
   for (; i + 4 * W<T> <= size; i += 4 * W<T>) {
@@ -50,6 +50,12 @@ LEC7_INLINE T reduce_lanes(Vec<T> v, Combine&& combine) {
   return v[0];
 }
 
+// The sum of the lanes of four vectors.
+template <class T>
+LEC7_INLINE T reduce_four(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
+  return reduce_lanes<T>((a + b) + (c + d), [](Vec<T> v, Vec<T> w) LEC7_LAMBDA_INLINE { return v + w; });
+}
+
 // The largest of a row. Where the row holds NaN: NaN or the largest of some of the others.
 template <class T>
 LEC7_INLINE T row_max(const T* x, Index size) {
@@ -68,8 +74,7 @@ LEC7_INLINE T row_sum(Index size, Term&& term) {
   Vec<T> sums[4] = {};
   for_lanes_of_four<T>(
       sums, size, [&](Vec<T>& sum, Index i, auto n) LEC7_LAMBDA_INLINE { sum += first_lanes<T>(term(i, n), n, T{0}); });
-  return reduce_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]),
-                         [](Vec<T> a, Vec<T> b) LEC7_LAMBDA_INLINE { return a + b; });
+  return reduce_four<T>(sums[0], sums[1], sums[2], sums[3]);
 }
 
 // Adds vectors up in float64: for sums of millions of numbers.

@@ -350,6 +350,41 @@ def sum_pool3d_backward(
     ceil: bool = False,
 ) -> _Array: ...
 
+# --- norm ---
+
+def local_response_norm_forward(
+    x: ArrayLike, *, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+) -> tuple[_Array, _Array]: ...
+def local_response_norm_backward(
+    dy: ArrayLike, x: ArrayLike, saved: ArrayLike, *, size: int, alpha: float = 1e-4, beta: float = 0.75
+) -> _Array: ...
+def batch_norm_forward(
+    x: ArrayLike,
+    gamma: ArrayLike,
+    beta: ArrayLike,
+    running_mean: _Array,
+    running_var: _Array,
+    *,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[_Array, _Array]: ...
+def batch_norm_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    gamma: ArrayLike,
+    saved: ArrayLike,
+    *,
+    training: bool,
+    needs: _Needs = None,
+) -> tuple[_Gradient, _Gradient, _Gradient]: ...
+def layer_norm_forward(
+    x: ArrayLike, gamma: ArrayLike, beta: ArrayLike, *, eps: float = 1e-5
+) -> tuple[_Array, _Array]: ...
+def layer_norm_backward(
+    dy: ArrayLike, x: ArrayLike, gamma: ArrayLike, saved: ArrayLike, *, needs: _Needs = None
+) -> tuple[_Gradient, _Gradient, _Gradient]: ...
+
 # --- recurrent ---
 
 def rnn_step_forward(

@@ -33,6 +33,10 @@ def gradcheck(
     layer = copy.deepcopy(layer)
     for _, owner in layer.owners():
         owner._params = {name: value.astype(np.float64) for name, value in owner._params.items()}
+        owner._buffers = {
+            name: value.astype(np.float64) if value.dtype == np.float32 else value
+            for name, value in owner._buffers.items()
+        }
         owner._grads = {name: np.zeros_like(value) for name, value in owner._params.items()}
     floating = np.issubdtype(x.dtype, np.floating)
     x = x.astype(np.float64) if floating else x

@@ -102,6 +102,13 @@ sum_pool2d_backward = _op(reference.sum_pool2d_backward)
 sum_pool3d_forward = _op(reference.sum_pool3d_forward)
 sum_pool3d_backward = _op(reference.sum_pool3d_backward)
 
+local_response_norm_forward = _op(reference.local_response_norm_forward)
+local_response_norm_backward = _op(reference.local_response_norm_backward)
+batch_norm_forward = _op(reference.batch_norm_forward)
+batch_norm_backward = _op(reference.batch_norm_backward)
+layer_norm_forward = _op(reference.layer_norm_forward)
+layer_norm_backward = _op(reference.layer_norm_backward)
+
 rnn_step_forward = _op(reference.rnn_step_forward)
 rnn_step_backward = _op(reference.rnn_step_backward)
 lstm_step_forward = _op(reference.lstm_step_forward)

@@ -8,6 +8,7 @@
 #include "lec7/dropout.h"
 #include "lec7/embedding.h"
 #include "lec7/linear.h"
+#include "lec7/norm.h"
 #include "lec7/optimizer.h"
 #include "lec7/pool.h"
 #include "lec7/recurrent.h"
@@ -266,6 +267,91 @@ TEST(pool) {
       {[&] { max_pool_backward_shape("max_pool2d", 2, {8, 9, 1, 4}, {8, 9, 1, 4}, {8, 6, 7, 3}); },
        "max_pool2d: dy has the axes of x, and as many examples and channels; dy = (8, 9, 1, 4), argmax = (8, 9, 1, 4), "
        "x (N, H, W, C) = (8, 6, 7, 3)"},
+  });
+}
+
+TEST(local_response_norm) {
+  const LocalResponseNorm shape = local_response_norm_shape({2, 3, 4, 5}, 7, 1, 2, 3);
+  check_equal(shape.rows, 24);
+  check_equal(shape.channels, 5);
+  check_refusals({
+      {[] { local_response_norm_shape({5}, 5, 1, 1, 1); },
+       "local_response_norm: x has at least 2 axes, not 1; x (N, ..., C) = (5,)"},
+      {[] { local_response_norm_shape({2, 5}, 4, 1, 1, 1); },
+       "local_response_norm: size is odd and positive; got 4; x (N, ..., C) = (2, 5)"},
+      {[] { local_response_norm_shape({2, 5}, -1, 1, 1, 1); },
+       "local_response_norm: size is odd and positive; got -1; x (N, ..., C) = (2, 5)"},
+      {[] { local_response_norm_backward_shape({2, 5}, {2, 5}, {2, 5}, 0, 1, 1); },
+       "local_response_norm: size is odd and positive; got 0; dy = (2, 5), x (N, ..., C) = (2, 5), saved = (2, 5)"},
+      {[] { local_response_norm_backward_shape({2, 4}, {2, 5}, {2, 5}, 5, 1, 1); },
+       "local_response_norm: dy has the shape of x; dy = (2, 4), x (N, ..., C) = (2, 5), saved = (2, 5)"},
+      {[] { local_response_norm_backward_shape({2, 5}, {2, 5}, {5}, 5, 1, 1); },
+       "local_response_norm: saved has the shape of x; dy = (2, 5), x (N, ..., C) = (2, 5), saved = (5,)"},
+  });
+}
+
+TEST(batch_norm) {
+  const BatchNormOptions training{true, 0.1, 1e-5}, frozen{false, 0.1, 1e-5};
+  const NormShape shape = batch_norm_shape({2, 3, 4, 5}, {5}, {5}, {5}, {5}, training);
+  check_equal(shape.rows, 24);
+  check_equal(shape.channels, 5);
+  check_equal(batch_norm_shape({0, 5}, {5}, {5}, {5}, {5}, frozen).rows, 0);
+  check_equal(batch_norm_backward_shape({1, 5}, {1, 5}, {5}, {2, 5}, false).rows, 1);
+  check_refusals({
+      {[&] { batch_norm_shape({5}, {5}, {5}, {5}, {5}, frozen); },
+       "batch_norm: x has at least 2 axes, not 1; x (N, ..., C) = (5,), gamma (C,) = (5,), beta (C,) = (5,), "
+       "running_mean (C,) = (5,), running_var (C,) = (5,)"},
+      {[&] { batch_norm_shape({2, 5}, {5}, {5}, {4}, {5}, frozen); },
+       "batch_norm: running_mean has one number for each of the 5 channels; x (N, ..., C) = (2, 5), gamma (C,) = "
+       "(5,), beta (C,) = (5,), running_mean (C,) = (4,), running_var (C,) = (5,)"},
+      {[&] { batch_norm_shape({1, 1, 5}, {5}, {5}, {5}, {5}, training); },
+       "batch_norm: training needs 2 or more values for each channel; x (N, ..., C) = (1, 1, 5), gamma (C,) = (5,), "
+       "beta (C,) = (5,), running_mean (C,) = (5,), running_var (C,) = (5,)"},
+      {[] { batch_norm_shape({2, 5}, {5}, {5}, {5}, {5}, {true, -0.5, 1e-5}); },
+       "batch_norm: momentum is in [0, 1]; got -0.500000"},
+      {[] { batch_norm_shape({2, 5}, {5}, {5}, {5}, {5}, {true, kNan, 1e-5}); },
+       "batch_norm: momentum is in [0, 1]; got nan"},
+      {[] { batch_norm_shape({2, 5}, {5}, {5}, {5}, {5}, {true, 0.1, 0}); },
+       "batch_norm: eps is positive; got 0.000000"},
+      {[] { batch_norm_backward_shape({2, 4}, {2, 5}, {5}, {2, 5}, true); },
+       "batch_norm: dy has the shape of x; dy = (2, 4), x (N, ..., C) = (2, 5), saved (2, C) = (2, 5), gamma (C,) = "
+       "(5,)"},
+      {[] { batch_norm_backward_shape({2, 5}, {2, 5}, {1, 5}, {2, 5}, true); },
+       "batch_norm: gamma has one number for each of the 5 channels; dy = (2, 5), x (N, ..., C) = (2, 5), saved (2, "
+       "C) = (2, 5), gamma (C,) = (1, 5)"},
+      {[] { batch_norm_backward_shape({2, 5}, {2, 5}, {5}, {5}, true); },
+       "batch_norm: saved is the forward's, 2 numbers for each channel; dy = (2, 5), x (N, ..., C) = (2, 5), saved "
+       "(2, C) = (5,), gamma (C,) = (5,)"},
+      {[] { batch_norm_backward_shape({1, 5}, {1, 5}, {5}, {2, 5}, true); },
+       "batch_norm: training needs 2 or more values for each channel; dy = (1, 5), x (N, ..., C) = (1, 5), saved (2, "
+       "C) = (2, 5), gamma (C,) = (5,)"},
+  });
+}
+
+TEST(layer_norm) {
+  const NormShape shape = layer_norm_shape({2, 3, 4, 5}, {5}, {5}, 1e-5);
+  check_equal(shape.rows, 24);
+  check_equal(shape.channels, 5);
+  check_equal(layer_norm_saved({2, 3, 4, 5}).str(), "(2, 2, 3, 4)");
+  check_equal(layer_norm_saved({5}).str(), "(2,)");
+  check_refusals({
+      {[] { layer_norm_shape({}, {5}, {5}, 1e-5); },
+       "layer_norm: x needs an axis of channels; x (..., C) = (), gamma (C,) = (5,), beta (C,) = (5,)"},
+      {[] { layer_norm_shape({2, 0}, {0}, {0}, 1e-5); },
+       "layer_norm: there are no channels; x (..., C) = (2, 0), gamma (C,) = (0,), beta (C,) = (0,)"},
+      {[] { layer_norm_shape({2, 5}, {5}, {4}, 1e-5); },
+       "layer_norm: beta has one number for each of the 5 channels; x (..., C) = (2, 5), gamma (C,) = (5,), beta (C,) "
+       "= (4,)"},
+      {[] { layer_norm_shape({2, 5}, {5}, {5}, kNan); }, "layer_norm: eps is positive; got nan"},
+      {[] { layer_norm_backward_shape({2, 5, 1}, {2, 5}, {5}, {2, 2}); },
+       "layer_norm: dy has the shape of x; dy = (2, 5, 1), x (..., C) = (2, 5), saved (2, ...) = (2, 2), gamma (C,) = "
+       "(5,)"},
+      {[] { layer_norm_backward_shape({2, 5}, {2, 5}, {4}, {2, 2}); },
+       "layer_norm: gamma has one number for each of the 5 channels; dy = (2, 5), x (..., C) = (2, 5), saved (2, ...) "
+       "= (2, 2), gamma (C,) = (4,)"},
+      {[] { layer_norm_backward_shape({2, 5}, {2, 5}, {5}, {2, 5}); },
+       "layer_norm: saved is the forward's, 2 numbers for each row; dy = (2, 5), x (..., C) = (2, 5), saved (2, ...) "
+       "= (2, 5), gamma (C,) = (5,)"},
   });
 }
 

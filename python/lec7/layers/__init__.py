@@ -8,6 +8,7 @@ from lec7.layers.conv import Conv1d, Conv2d, Conv3d
 from lec7.layers.dropout import Dropout, SpatialDropout
 from lec7.layers.embedding import Embedding
 from lec7.layers.linear import Linear
+from lec7.layers.norm import BatchNorm, LayerNorm, LocalResponseNorm, fold_batch_norm
 from lec7.layers.pool import (
     AvgPool1d,
     AvgPool2d,
@@ -31,6 +32,7 @@ __all__ = [
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
+    "BatchNorm",
     "Concat",
     "Conv1d",
     "Conv2d",
@@ -41,7 +43,9 @@ __all__ = [
     "GlobalAvgPool",
     "GlobalMaxPool",
     "Layer",
+    "LayerNorm",
     "Linear",
+    "LocalResponseNorm",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
@@ -57,4 +61,5 @@ __all__ = [
     "SumPool2d",
     "SumPool3d",
     "Tanh",
+    "fold_batch_norm",
 ]

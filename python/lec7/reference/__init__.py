@@ -33,6 +33,14 @@ from .linear import (
     linear_forward,
     matmul,
 )
+from .norm import (
+    batch_norm_backward,
+    batch_norm_forward,
+    layer_norm_backward,
+    layer_norm_forward,
+    local_response_norm_backward,
+    local_response_norm_forward,
+)
 from .optimizer import (
     adam_update_,
     global_norm,
@@ -97,6 +105,8 @@ __all__ = [
     "avg_pool2d_forward",
     "avg_pool3d_backward",
     "avg_pool3d_forward",
+    "batch_norm_backward",
+    "batch_norm_forward",
     "binary_cross_entropy_backward",
     "binary_cross_entropy_forward",
     "conv1d_backward",
@@ -114,8 +124,12 @@ __all__ = [
     "gru_forward",
     "gru_step_backward",
     "gru_step_forward",
+    "layer_norm_backward",
+    "layer_norm_forward",
     "linear_backward",
     "linear_forward",
+    "local_response_norm_backward",
+    "local_response_norm_forward",
     "log_softmax_backward",
     "log_softmax_forward",
     "lstm_backward",
