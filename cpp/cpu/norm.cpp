@@ -1,5 +1,4 @@
-// normalization is bound by memory: every pass over x counts, and statistics are taken while their numbers are in a
-// cache.
+// normalization is bound by memory: every pass over x counts, and statistics are taken while their numbers are cached.
 //
 // Local response: the squares of a few rows go to a small padded buffer, from which the window's cells are loaded at
 // shifted places. Batch: each chunk of rows is read twice, for its mean and then for its moments about it, the second
@@ -75,10 +74,11 @@ void specialized(const LocalResponseNorm& s, Body&& body) {
   else with_half.template operator()<Exponent::other>();
 }
 
-// For each block of rows: runs term(i, lanes) on all numbers of x, keeps the results in rows with `half` zeros on both
-// sides, then runs use(i, lanes, sum over the window of the terms).
-template <class T, class Half, class Term, class Use>
-LEC7_INLINE void for_windows(const LocalResponseNorm& s, Half half, Term&& term, Use&& use) {
+// For each block of rows: runs term(i, lanes) on all numbers, keeps the results in rows with `half` zeros on both
+// sides, then runs use(i, lanes, sum over the window of the terms), and fetch(i) on the numbers of the next block: the
+// terms wait for memory, the windows do not.
+template <class T, class Half, class Fetch, class Term, class Use>
+LEC7_INLINE void for_windows(const LocalResponseNorm& s, Half half, Fetch&& fetch, Term&& term, Use&& use) {
   const Index stride = s.channels + 2 * half, block = std::max<Index>(1, kBlock / std::max<Index>(1, stride));
   const Index task_rows = std::max(block, kGrain / std::max<Index>(1, s.channels) / block * block);
   const Index tasks = (s.rows + task_rows - 1) / task_rows;
@@ -100,6 +100,7 @@ LEC7_INLINE void for_windows(const LocalResponseNorm& s, Half half, Term&& term,
             const T* const window = terms + r * stride + c;
             Vec<T> sum = load_lanes(window, lanes);
             for (Index j = 1; j <= 2 * half; ++j) sum += load_lanes(window + j, lanes);
+            fetch((row + r + block) * s.channels + c);
             use((row + r) * s.channels + c, lanes, sum);
           });
         }
@@ -108,7 +109,54 @@ LEC7_INLINE void for_windows(const LocalResponseNorm& s, Half half, Term&& term,
   });
 }
 
+}  // namespace
+
+template <class T>
+void local_response_norm_forward(const LocalResponseNorm& s, const T* x, T* y, T* saved) {
+  const T beta = static_cast<T>(s.beta), k = static_cast<T>(s.k);
+  const T alpha = static_cast<T>(s.alpha / static_cast<double>(s.size));
+  specialized(s, [&]<Exponent exponent>(auto half) {
+    for_windows<T>(
+        s, half, [&](Index i) LEC7_LAMBDA_INLINE { __builtin_prefetch(x + i); },
+        [&](Index i, auto lanes) LEC7_LAMBDA_INLINE {
+          const Vec<T> v = load_lanes(x + i, lanes);
+          return v * v;
+        },
+        [&](Index i, auto lanes, Vec<T> sum) LEC7_LAMBDA_INLINE {
+          const Vec<T> d = sum * alpha + k;
+          store_lanes(saved + i, d, lanes);
+          store_lanes(y + i, load_lanes(x + i, lanes) * powers<exponent, T>(d, beta).scale, lanes);
+        });
+  });
+}
+
+template <class T>
+void local_response_norm_backward(const LocalResponseNorm& s, const T* dy, const T* x, const T* saved, T* dx) {
+  const T beta = static_cast<T>(s.beta);
+  const T slope = static_cast<T>(2 * s.alpha * s.beta / static_cast<double>(s.size));
+  specialized(s, [&]<Exponent exponent>(auto half) {
+    for_windows<T>(
+        s, half,
+        [&](Index i) LEC7_LAMBDA_INLINE {
+          __builtin_prefetch(dy + i);
+          __builtin_prefetch(x + i);
+          __builtin_prefetch(saved + i);
+        },
+        [&](Index i, auto lanes) LEC7_LAMBDA_INLINE {
+          const auto [scale, inverse] = powers<exponent, T>(load_lanes(saved + i, lanes), beta);
+          const Vec<T> scaled = load_lanes(dy + i, lanes) * scale;
+          store_lanes(dx + i, scaled, lanes);
+          return scaled * load_lanes(x + i, lanes) * inverse;
+        },
+        [&](Index i, auto lanes, Vec<T> sum) LEC7_LAMBDA_INLINE {
+          store_lanes(dx + i, load_lanes(dx + i, lanes) - load_lanes(x + i, lanes) * slope * sum, lanes);
+        });
+  });
+}
+
 // ---- batch ----
+
+namespace {
 
 constexpr Index kRowGroup = 8;    // rows added up in registers before a sum goes back to memory
 constexpr Index kLeastRows = 16;  // of a chunk: its sums are a small part of what it reads
@@ -150,6 +198,7 @@ struct Moments {
   T* second(Index chunk) { return point(chunk) + 2 * chunks.channels; }
 };
 
+// The rows of the next chunk are fetched during the second pass, which would leave the memory idle.
 template <class T>
 void chunk_moments(Index rows, Index channels, const T* x, T* point, T* first, T* second) {
   std::fill_n(point, 3 * channels, T{0});
@@ -166,6 +215,7 @@ void chunk_moments(Index rows, Index channels, const T* x, T* point, T* first, T
     const Vec<T> mean = load_lanes(point + c, lanes);
     Vec<T> sum{}, squares{};
     for (int r = 0; r < group; ++r) {
+      __builtin_prefetch(x + rows * channels + i + r * channels, 0, 2);
       const Vec<T> v = load_lanes(x + i + r * channels, lanes) - mean;
       sum += v;
       squares += v * v;
@@ -173,6 +223,12 @@ void chunk_moments(Index rows, Index channels, const T* x, T* point, T* first, T
     store_lanes(first + c, load_lanes(first + c, lanes) + sum, lanes);
     store_lanes(second + c, load_lanes(second + c, lanes) + squares, lanes);
   });
+}
+
+// Runs body(begin, end) on ranges of channels, to join their chunks in order.
+template <class Body>
+void for_channel_ranges(const Chunks& chunks, Body&& body) {
+  parallel_ranges(chunks.channels, std::max<Index>(64, kGrain / std::max<Index>(1, chunks.count)), body);
 }
 
 // mean and var (over n) of each channel.
@@ -185,64 +241,29 @@ void batch_statistics(const Chunks& chunks, const T* x, double* mean, double* va
                   moments.first(chunk), moments.second(chunk));
   });
   const double n = static_cast<double>(chunks.rows);
-  std::fill_n(mean, channels, 0);
-  std::fill_n(var, channels, 0);
-  for (Index chunk = 0; chunk < chunks.count; ++chunk) {
-    const T *const point = moments.point(chunk), *const first = moments.first(chunk);
-    const double rows = static_cast<double>(chunks.size(chunk));
-    for (Index c = 0; c < channels; ++c) mean[c] += (rows * point[c] + first[c]) / n;
-  }
-  for (Index chunk = 0; chunk < chunks.count; ++chunk) {
-    const T *const point = moments.point(chunk), *const first = moments.first(chunk);
-    const T* const second = moments.second(chunk);
-    const double rows = static_cast<double>(chunks.size(chunk));
-    for (Index c = 0; c < channels; ++c) {
-      const double distance = point[c] - mean[c];
-      var[c] += (second[c] + distance * (2.0 * first[c] + rows * distance)) / n;
+  for_channel_ranges(chunks, [&](Index begin, Index end) {
+    std::fill(mean + begin, mean + end, 0);
+    std::fill(var + begin, var + end, 0);
+    for (Index chunk = 0; chunk < chunks.count; ++chunk) {
+      const T *const point = moments.point(chunk), *const first = moments.first(chunk);
+      const double rows = static_cast<double>(chunks.size(chunk));
+      for (Index c = begin; c < end; ++c) mean[c] += rows * point[c] + first[c];
     }
-  }
-  for (Index c = 0; c < channels; ++c) var[c] = var[c] < 0 ? 0 : var[c];  // rounding; NaN stays
+    for (Index c = begin; c < end; ++c) mean[c] /= n;
+    for (Index chunk = 0; chunk < chunks.count; ++chunk) {
+      const T *const point = moments.point(chunk), *const first = moments.first(chunk);
+      const T* const second = moments.second(chunk);
+      const double rows = static_cast<double>(chunks.size(chunk));
+      for (Index c = begin; c < end; ++c) {
+        const double distance = point[c] - mean[c], twice = 2.0 * first[c];
+        var[c] += distance * (rows * distance + twice) + second[c];
+      }
+    }
+    for (Index c = begin; c < end; ++c) var[c] = std::max(var[c] / n, 0.0);  // rounding; NaN stays
+  });
 }
 
 }  // namespace
-
-template <class T>
-void local_response_norm_forward(const LocalResponseNorm& s, const T* x, T* y, T* saved) {
-  const T beta = static_cast<T>(s.beta), k = static_cast<T>(s.k);
-  const T alpha = static_cast<T>(s.alpha / static_cast<double>(s.size));
-  specialized(s, [&]<Exponent exponent>(auto half) {
-    for_windows<T>(
-        s, half,
-        [&](Index i, auto lanes) LEC7_LAMBDA_INLINE {
-          const Vec<T> v = load_lanes(x + i, lanes);
-          return v * v;
-        },
-        [&](Index i, auto lanes, Vec<T> sum) LEC7_LAMBDA_INLINE {
-          const Vec<T> d = sum * alpha + k;
-          store_lanes(saved + i, d, lanes);
-          store_lanes(y + i, load_lanes(x + i, lanes) * powers<exponent, T>(d, beta).scale, lanes);
-        });
-  });
-}
-
-template <class T>
-void local_response_norm_backward(const LocalResponseNorm& s, const T* dy, const T* x, const T* saved, T* dx) {
-  const T beta = static_cast<T>(s.beta);
-  const T slope = static_cast<T>(2 * s.alpha * s.beta / static_cast<double>(s.size));
-  specialized(s, [&]<Exponent exponent>(auto half) {
-    for_windows<T>(
-        s, half,
-        [&](Index i, auto lanes) LEC7_LAMBDA_INLINE {
-          const auto [scale, inverse] = powers<exponent, T>(load_lanes(saved + i, lanes), beta);
-          const Vec<T> scaled = load_lanes(dy + i, lanes) * scale;
-          store_lanes(dx + i, scaled, lanes);
-          return scaled * load_lanes(x + i, lanes) * inverse;
-        },
-        [&](Index i, auto lanes, Vec<T> sum) LEC7_LAMBDA_INLINE {
-          store_lanes(dx + i, load_lanes(dx + i, lanes) - load_lanes(x + i, lanes) * slope * sum, lanes);
-        });
-  });
-}
 
 template <class T>
 void batch_norm_forward(const NormShape& s, const BatchNormOptions& options, const T* x, const T* gamma, const T* beta,
@@ -273,9 +294,8 @@ void batch_norm_forward(const NormShape& s, const BatchNormOptions& options, con
     scale[c] = static_cast<T>(slope);
     offset[c] = static_cast<T>(beta[c] + (saved[c] - mean[c]) * slope);
   }
-  // The last chunks first: they are still in a cache.
-  parallel_for(chunks.count, [&](Index task) {
-    const Index chunk = chunks.count - 1 - task, at = chunks.begin(chunk) * channels;
+  parallel_for(chunks.count, [&](Index chunk) {
+    const Index at = chunks.begin(chunk) * channels;
     for_row_groups<T>(chunks.size(chunk), channels, [&](Index i, auto lanes, Index c, auto group) LEC7_LAMBDA_INLINE {
       const Vec<T> m = load_lanes(saved + c, lanes), a = load_lanes(scale + c, lanes),
                    b = load_lanes(offset + c, lanes);
@@ -287,40 +307,52 @@ void batch_norm_forward(const NormShape& s, const BatchNormOptions& options, con
   });
 }
 
+namespace {
+
+// For each channel: the sums of dy and of dy (x - mean).
+template <class T>
+void batch_gradient_sums(const Chunks& chunks, const T* dy, const T* x, const T* mean, double* sum, double* product) {
+  const Index channels = chunks.channels;
+  memory::Buffer<T> partial(2 * chunks.count * channels);
+  parallel_for(chunks.count, [&](Index chunk) {
+    const Index at = chunks.begin(chunk) * channels;
+    T *const sums = partial.data() + 2 * chunk * channels, *const products = sums + channels;
+    std::fill_n(sums, 2 * channels, T{0});
+    for_row_groups<T>(chunks.size(chunk), channels, [&](Index i, auto lanes, Index c, auto group) LEC7_LAMBDA_INLINE {
+      const Vec<T> m = load_lanes(mean + c, lanes);
+      Vec<T> s{}, p{};
+      for (int r = 0; r < group; ++r) {
+        const Index j = at + i + r * channels;
+        const Vec<T> g = load_lanes(dy + j, lanes);
+        s += g;
+        p += g * (load_lanes(x + j, lanes) - m);
+      }
+      store_lanes(sums + c, load_lanes(sums + c, lanes) + s, lanes);
+      store_lanes(products + c, load_lanes(products + c, lanes) + p, lanes);
+    });
+  });
+  for_channel_ranges(chunks, [&](Index begin, Index end) {
+    std::fill(sum + begin, sum + end, 0);
+    std::fill(product + begin, product + end, 0);
+    for (Index chunk = 0; chunk < chunks.count; ++chunk) {
+      const T *const sums = partial.data() + 2 * chunk * channels, *const products = sums + channels;
+      for (Index c = begin; c < end; ++c) sum[c] += sums[c];
+      for (Index c = begin; c < end; ++c) product[c] += products[c];
+    }
+  });
+}
+
+}  // namespace
+
 template <class T>
 void batch_norm_backward(const NormShape& s, bool training, const T* dy, const T* x, const T* gamma, const T* saved,
                          T* dx, T* dgamma, T* dbeta) {
   const Index channels = s.channels;
   const T *const mean = saved, *const inverse = saved + channels;
   const Chunks chunks{s.rows, channels};
-  const bool sums = dgamma != nullptr || dbeta != nullptr || (training && dx != nullptr);
   memory::Buffer<double> totals(2 * channels);
-  double *const sum = totals.data(), *const product = sum + channels;  // of dy, of dy (x - mean)
-  if (sums) {
-    memory::Buffer<T> partial(2 * chunks.count * channels);
-    parallel_for(chunks.count, [&](Index chunk) {
-      const Index at = chunks.begin(chunk) * channels;
-      T *const sums = partial.data() + 2 * chunk * channels, *const products = sums + channels;
-      std::fill_n(sums, 2 * channels, T{0});
-      for_row_groups<T>(chunks.size(chunk), channels, [&](Index i, auto lanes, Index c, auto group) LEC7_LAMBDA_INLINE {
-        const Vec<T> m = load_lanes(mean + c, lanes);
-        Vec<T> sum{}, product{};
-        for (int r = 0; r < group; ++r) {
-          const Index j = at + i + r * channels;
-          const Vec<T> g = load_lanes(dy + j, lanes);
-          sum += g;
-          product += g * (load_lanes(x + j, lanes) - m);
-        }
-        store_lanes(sums + c, load_lanes(sums + c, lanes) + sum, lanes);
-        store_lanes(products + c, load_lanes(products + c, lanes) + product, lanes);
-      });
-    });
-    std::fill_n(sum, 2 * channels, 0);
-    for (Index chunk = 0; chunk < chunks.count; ++chunk) {
-      const T* const part = partial.data() + 2 * chunk * channels;
-      for (Index i = 0; i < 2 * channels; ++i) sum[i] += part[i];
-    }
-  }
+  double *const sum = totals.data(), *const product = sum + channels;
+  if (dgamma != nullptr || dbeta != nullptr || training) batch_gradient_sums(chunks, dy, x, mean, sum, product);
   for (Index c = 0; c < channels; ++c) {
     if (dgamma != nullptr) dgamma[c] = static_cast<T>(product[c] * inverse[c]);
     if (dbeta != nullptr) dbeta[c] = static_cast<T>(sum[c]);
@@ -338,8 +370,8 @@ void batch_norm_backward(const NormShape& s, bool training, const T* dy, const T
     slope[c] = static_cast<T>(-a * inverse[c] * inverse[c] * product[c] / n);
     offset[c] = static_cast<T>(-a * sum[c] / n);
   }
-  parallel_for(chunks.count, [&](Index task) {
-    const Index chunk = chunks.count - 1 - task, at = chunks.begin(chunk) * channels;
+  parallel_for(chunks.count, [&](Index chunk) {
+    const Index at = chunks.begin(chunk) * channels;
     for_row_groups<T>(chunks.size(chunk), channels, [&](Index i, auto lanes, Index c, auto group) LEC7_LAMBDA_INLINE {
       const Vec<T> a = load_lanes(scale + c, lanes);
       if (!training) {
@@ -359,6 +391,8 @@ void batch_norm_backward(const NormShape& s, bool training, const T* dy, const T
     });
   });
 }
+
+// ---- layer ----
 
 namespace {
 
