@@ -159,7 +159,7 @@ void local_response_norm_backward(const LocalResponseNorm& s, const T* dy, const
 namespace {
 
 constexpr Index kRowGroup = 8;    // rows added up in registers before a sum goes back to memory
-constexpr Index kLeastRows = 16;  // of a chunk: its sums are a small part of what it reads
+constexpr Index kLeastRows = 32;  // of a chunk: its sums are a small part of what it reads
 
 // Rows, cut into chunks of about kGrain numbers.
 struct Chunks {

@@ -36,7 +36,7 @@ class LocalResponseNorm(Layer):
         return ops.local_response_norm_backward(dy, *cache, **self._options) if needs_dx else None
 
     def flops(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
-        return math.prod(x_shape) * (self._options["size"] + 6)
+        return math.prod(x_shape) * (self._options["size"] + 4)
 
 
 class BatchNorm(Layer):
@@ -113,7 +113,7 @@ def fold_batch_norm(network: Layer) -> Layer:
 
     Source:  Jacob et al. 2018, equation 14.
     """
-    if isinstance(network, Sequential):
+    if type(network).forward is Sequential.forward:
         folded: list[Layer] = []
         for layer in network.children.values():
             if folded and isinstance(layer, BatchNorm) and _is_affine(folded[-1]):
