@@ -171,6 +171,13 @@ struct Chunks {
   Index size(Index chunk) const { return std::min(height, rows - begin(chunk)); }
 };
 
+// Calls body(chunk) on all threads, the last chunk first: it was read or written last, by the pass or the op before,
+// and is still in L2.
+template <class Body>
+void for_chunks_backwards(const Chunks& chunks, Body&& body) {
+  parallel_for(chunks.count, [&](Index task) { body(chunks.count - 1 - task); });
+}
+
 // Calls body(i, lanes, c, group) on all numbers: `group` rows from element i on, `lanes` channels from c on.
 template <class T, class Body>
 LEC7_INLINE void for_row_groups(Index rows, Index channels, Body&& body) {
@@ -294,7 +301,7 @@ void batch_norm_forward(const NormShape& s, const BatchNormOptions& options, con
     scale[c] = static_cast<T>(slope);
     offset[c] = static_cast<T>(beta[c] + (saved[c] - mean[c]) * slope);
   }
-  parallel_for(chunks.count, [&](Index chunk) {
+  for_chunks_backwards(chunks, [&](Index chunk) {
     const Index at = chunks.begin(chunk) * channels;
     for_row_groups<T>(chunks.size(chunk), channels, [&](Index i, auto lanes, Index c, auto group) LEC7_LAMBDA_INLINE {
       const Vec<T> m = load_lanes(saved + c, lanes), a = load_lanes(scale + c, lanes),
@@ -370,7 +377,7 @@ void batch_norm_backward(const NormShape& s, bool training, const T* dy, const T
     slope[c] = static_cast<T>(-a * inverse[c] * inverse[c] * product[c] / n);
     offset[c] = static_cast<T>(-a * sum[c] / n);
   }
-  parallel_for(chunks.count, [&](Index chunk) {
+  for_chunks_backwards(chunks, [&](Index chunk) {
     const Index at = chunks.begin(chunk) * channels;
     for_row_groups<T>(chunks.size(chunk), channels, [&](Index i, auto lanes, Index c, auto group) LEC7_LAMBDA_INLINE {
       const Vec<T> a = load_lanes(scale + c, lanes);
@@ -456,7 +463,7 @@ void layer_norm_backward(const NormShape& s, const T* dy, const T* x, const T* g
   const Chunks chunks{s.rows, channels};
   const bool sums = dgamma != nullptr || dbeta != nullptr;
   memory::Buffer<T> partial(sums ? 2 * chunks.count * channels : 0);
-  parallel_for(chunks.count, [&](Index chunk) {
+  for_chunks_backwards(chunks, [&](Index chunk) {
     T *const dgammas = partial.data() + 2 * chunk * channels, *const dbetas = dgammas + channels;
     if (sums) std::fill_n(dgammas, 2 * channels, T{0});
     const Index end = chunks.begin(chunk) + chunks.size(chunk);
