@@ -158,13 +158,14 @@ void local_response_norm_backward(const LocalResponseNorm& s, const T* dy, const
 
 namespace {
 
-constexpr Index kRowGroup = 8;    // rows added up in registers before a sum goes back to memory
-constexpr Index kLeastRows = 32;  // of a chunk: its sums are a small part of what it reads
+constexpr Index kRowGroup = 8;  // rows added up in registers before a sum goes back to memory
+// Rows of a chunk: so many that its sums are a small part of what it reads, so few that they lose little to rounding.
+constexpr Index kLeastRows = 32, kMostRows = 512;
 
 // Rows, cut into chunks of about kGrain numbers.
 struct Chunks {
   Index rows, channels;
-  Index height = std::max(kLeastRows, kGrain / std::max<Index>(1, channels) / kRowGroup * kRowGroup);
+  Index height = std::clamp(kGrain / std::max<Index>(1, channels) / kRowGroup * kRowGroup, kLeastRows, kMostRows);
   Index count = (rows + height - 1) / height;
 
   Index begin(Index chunk) const { return chunk * height; }
