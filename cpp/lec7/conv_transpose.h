@@ -14,7 +14,7 @@ namespace lec7 {
 
 struct ConvTransposeOptions {
   PerAxis stride{1, 1, 1};
-  Padding padding;
+  Padding padding{};
   PerAxis output_padding{};
   Index groups = 1;
 };
