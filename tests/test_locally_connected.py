@@ -17,6 +17,8 @@ CASES = [
     (5, (6, 6), (2, 2), 33, 67, 1),
     (2, (4, 4), (3, 3), 150, 20, 1),
     (2, (3, 3), (2, 2), 3, 400, 1),
+    (100, (3, 3), (2, 2), 3, 5, 1),  # several blocks of images
+    (2, (20, 20), (3, 3), 8, 64, 1),  # a gradient of the filters that goes past the caches
     *((n, (4, 3), (3, 2), 4, 7, 1) for n in SIZES),
     *((2, (3, 4), (2, 2), n, 5, 1) for n in SIZES),
     *((2, (3, 4), (2, 2), 5, n, 1) for n in SIZES),

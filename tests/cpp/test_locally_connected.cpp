@@ -82,7 +82,8 @@ TEST(special_sizes) {
   const Case cases[] = {
       {three, three, 2, 17, 67},     // several tasks, a rest of columns
       {two, two, 13, 200, 5},        // several blocks of rows of a window
-      {two, two, 2, 3, 800},         // several blocks of filters in the gradient of x
+      {two, two, 2, 3, 800},         // more filters than a block of them has numbers in a row
+      {two, two, 100, 3, 5},         // several blocks of images
       {{5, 5}, {6, 6}, 1, 20, 600},  // one position
       {two, {40, 2, 3}, 0, 3, 5},    // no examples
   };
