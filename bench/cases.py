@@ -261,7 +261,7 @@ def locally_connected2d(
 
 
 def concat(rng: np.random.Generator, *, channels: Sequence[int], N: int, H: int, backward: bool) -> Pair:
-    """PyTorch's gradients are views of dy and cost nothing until somebody reads them; lec7's are arrays."""
+    """PyTorch's gradients are views of dy, which the layer that gets them copies: those copies count here."""
     arrays, dy = [normal(rng, N, H, H, c) for c in channels], normal(rng, N, H, H, sum(channels))
 
     def ours() -> Sequence[Array]:
@@ -269,9 +269,12 @@ def concat(rng: np.random.Generator, *, channels: Sequence[int], N: int, H: int,
         return (y, *ops.concat_backward(dy, channels=channels)) if backward else (y,)
 
     def theirs(tdy: torch.Tensor, *leaves: torch.Tensor) -> Closure:
+        memory = torch.contiguous_format if tdy.is_contiguous() else torch.channels_last
+
         def run() -> Sequence[torch.Tensor]:
             y = torch.cat(leaves, 1)
-            return (y, *torch.autograd.grad(y, leaves, tdy)) if backward else (y,)
+            views = torch.autograd.grad(y, leaves, tdy) if backward else ()
+            return (y, *(v.contiguous(memory_format=memory) for v in views))
 
         return run if backward else no_grad(run)
 

@@ -33,6 +33,11 @@ CASES = [
     ((1, 3, 3, 2), (3, 3, 3, 2), {"padding": 2}),
     ((1, 7, 7, 33), (4, 4, 67, 33), {"stride": 2, "padding": 1}),
     ((1, 5, 5, 20), (3, 3, 150, 20), {"padding": 1}),
+    ((2, 5, 4, 17), (2, 2, 33, 17), {"stride": 2}),
+    ((2, 3, 7, 5), (1, 3, 4, 5), {"stride": (1, 3)}),
+    ((0, 3, 2, 5), (2, 2, 4, 5), {"stride": 2}),
+    ((1, 3, 2, 400), (2, 2, 70, 400), {"stride": 2}),
+    ((2, 4, 3, 6), (2, 2, 2, 6), {"stride": 2, "groups": 3}),
     *(((2, 3, 4, n), (3, 2, 5, n), {"stride": 2, "padding": 1}) for n in SIZES),
     *(((2, 3, 4, 5), (2, 3, n, 5), {"stride": 2, "padding": (0, 1)}) for n in SIZES),
     *(((2, 2, n, 4), (3, 3, 6, 4), {"padding": 1}) for n in SIZES),
@@ -200,6 +205,7 @@ def test_conv_transpose_bits_do_not_depend_on_threads(backend, rng):
         ((3, 15, 17, 35), (4, 4, 19, 35), {"padding": 1, "stride": 2}),
         ((2, 14, 14, 24), (3, 3, 1, 24), {"padding": 1, "groups": 24, "stride": 2}),
         ((2, 16, 16, 32), (4, 4, 3, 32), {"padding": 1, "stride": 2}),
+        ((2, 16, 17, 35), (2, 2, 37, 35), {"stride": 2}),
     ):
         arrays = operands(rng, x_shape, weight_shape, parameters)
         same_bits(backend, forward_and_backward(parameters), *arrays)

@@ -59,6 +59,16 @@ def test_concat_agrees(rows, channels, backend, rng):
     assert concat(backend, *parts)[0].tobytes() == dy.tobytes()
 
 
+def test_concat_past_the_caches(backend, rng):
+    """Results too large for a cache are stored in another way: whole vectors, or a rest of one."""
+    for channels in ((32, 64), (17, 79)):
+        arrays = [normal(rng, 100_000, c) for c in channels]
+        y = backend.concat_forward(arrays)
+        np.testing.assert_array_equal(y, np.concatenate(arrays, axis=1))
+        for dx, a in zip(backend.concat_backward(y, channels=channels), arrays, strict=True):
+            np.testing.assert_array_equal(dx, a)
+
+
 def test_concat_of_one_array_is_a_copy(rng):
     a = normal(rng, 3, 4)
     for ops in (_cpu, reference):

@@ -99,6 +99,19 @@ TEST(any_geometry) {
   });
 }
 
+TEST(filters_side_by_side) {
+  const auto axis = [](Index out, Index kernel) { return Axis{out * kernel, kernel, kernel}; };
+  with_types([&]<class T> {
+    Random random;
+    check_conv_transpose<T>(random, {{1, {{}, {}, axis(7, 3)}}, 2, 5, 4});
+    check_conv_transpose<T>(random, {{2, {{}, axis(5, 2), axis(4, 2)}}, 2, 17, 33});
+    check_conv_transpose<T>(random, {{2, {{}, axis(3, 1), axis(130, 2)}}, 1, 3, 9});
+    check_conv_transpose<T>(random, {{2, {{}, axis(2, 3), axis(1, 2)}}, 0, 3, 2});
+    check_conv_transpose<T>(random, {{2, {{}, axis(2, 2), axis(3, 2)}}, 1, 400, 150});
+    check_conv_transpose<T>(random, {{3, {axis(2, 2), axis(3, 3), axis(4, 2)}}, 2, 5, 6});
+  });
+}
+
 TEST(large_enough_for_several_tasks) {
   const Axis doubled{32, 4, 2, 1, 1, 1};
   with_types([&]<class T> {
