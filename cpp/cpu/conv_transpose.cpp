@@ -2,8 +2,7 @@
 // conv.cpp, and the bias is a pass of its own over y; but
 //
 //   tiles  where filters lie side by side (kernel = stride), a row of x times a row of taps is a row of y: products
-//   that
-//          write y once, bias and all. 2 x 2 with stride 2 takes 0.6 of the time of the four phases of dx
+//          that write y once, bias and all. 2 x 2 with stride 2 takes 0.6 of the time of the four phases of dx
 #include "lec7/conv_transpose.h"
 
 #include <algorithm>
