@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
 from numpy.lib.stride_tricks import sliding_window_view
+from test_conv import algorithm
 
 from lec7 import _cpu, layers, reference
 
@@ -180,11 +181,32 @@ def test_conv_transpose_gradients(x_shape, weight_shape, parameters, rng):
 @pytest.mark.parametrize(("x_shape", "weight_shape", "parameters"), CASES, ids=str)
 def test_conv_transpose_agrees(x_shape, weight_shape, parameters, backend, rng):
     arrays = operands(rng, x_shape, weight_shape, parameters)
-    agrees("conv", backend, forward_and_backward(parameters), *arrays)
+    with algorithm("direct"):
+        agrees("conv", backend, forward_and_backward(parameters), *arrays)
+
+
+def test_conv_transpose_by_winograd_agrees(backend, rng):
+    """Its passes are those of the convolution, with that one's algorithms and errors."""
+    for x_shape, weight_shape, parameters in (
+        ((2, 13, 14, 33), (3, 3, 19, 33), {"padding": 1}),
+        ((1, 12, 14, 40), (5, 5, 36, 40), {"padding": "same"}),
+    ):
+        x, weight, bias, dy = operands(rng, x_shape, weight_shape, parameters)
+        results = []
+        for name in ("direct", "fast"):
+            with algorithm(name):
+                results.append(forward_and_backward(parameters)(backend, x, weight, bias, dy))
+                agrees(
+                    "conv" if name == "direct" else "conv_fast",
+                    backend,
+                    forward_and_backward(parameters),
+                    *(x, weight, bias, dy),
+                )
+        assert not np.array_equal(results[0][0], results[1][0])
 
 
 def test_conv_transpose_without_bias_agrees(backend, rng):
-    for x_shape, weight_shape, parameters in CASES[3:5] + CASES[13:15]:
+    for x_shape, weight_shape, parameters in CASES[3:5] + CASES[13:15]:  # with a stride: direct
         x, weight, _, dy = operands(rng, x_shape, weight_shape, parameters)
         agrees("conv", backend, forward_and_backward(parameters), x, weight, None, dy)
 
