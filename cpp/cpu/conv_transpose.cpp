@@ -21,12 +21,20 @@ constexpr Index kSerialWork = 1 << 18;  // multiplications under which a second 
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 
 template <class T>
-void add_bias(Index rows, Index n, const T* bias, T* y) {
-  parallel_ranges(rows, std::max<Index>(1, kGrain / n), [&](Index begin, Index end) {
-    for (Index row = begin; row < end; ++row) {
-      for_lanes<T>(n, [&](Index j, auto lanes) LEC7_LAMBDA_INLINE {
-        T* const p = y + row * n + j;
-        store_lanes(p, load_lanes(p, lanes) + load_lanes(bias + j, lanes), lanes);
+void repeat(Index period, Index n, const T* from, T* to) {
+  for (Index i = 0; i < n; ++i) to[i] = from[i % period];
+}
+
+// Few filters leave most of a vector empty: then their bias is repeated until it fills whole ones.
+template <class T>
+void add_bias(Index size, Index filters, const T* bias, T* y) {
+  const Index n = filters < 8 * W<T> ? filters * W<T> : filters;
+  memory::Buffer<T> repeated(n);
+  repeat(filters, n, bias, repeated.data());
+  parallel_ranges(ceil_div(size, n), std::max<Index>(1, kGrain / n), [&](Index begin, Index end) {
+    for (Index at = begin * n; at < std::min(end * n, size); at += n) {
+      for_lanes<T>(std::min(n, size - at), [&](Index j, auto lanes) LEC7_LAMBDA_INLINE {
+        store_lanes(y + at + j, load_lanes(y + at + j, lanes) + load_lanes(repeated.data() + j, lanes), lanes);
       });
     }
   });
@@ -48,7 +56,7 @@ void forward_tiles(const ConvTransposeShape& s, const T* x, const T* weight, con
   const Index row_block = std::max<Index>(1, kRowBlock / cells), row_blocks = ceil_div(rows, row_block);
   const Index panel_groups = ceil_div(panels, kPanelGroup), tasks = tap_rows * row_blocks * panel_groups;
   memory::Buffer<T> packed(tap_rows * packed_size), repeated(bias == nullptr ? 0 : n);
-  for (Index i = 0; bias != nullptr && i < n; ++i) repeated[i] = bias[i % s.filters()];
+  if (bias != nullptr) repeat(s.filters(), n, bias, repeated.data());
   for (Index t = 0; t < tap_rows; ++t) pack_b<T>({weight + t * n * k, k, true}, k, n, packed.data() + t * packed_size);
   parallel_region(rows * cells * k * n * tap_rows < kSerialWork ? 1 : tasks, [&](const Team& team) {
     team.for_each(tasks, [&](Index task) {
@@ -74,7 +82,7 @@ void conv_transpose_forward(const ConvTransposeShape& s, const T* x, const T* we
   if (is_tiled(s.conv)) return forward_tiles(s, x, weight, bias, y);
   constexpr T* none = nullptr;
   conv_backward<T>(s.conv, x, none, weight, none, y, none, none);
-  if (bias != nullptr) add_bias(s.y.size() / s.filters(), s.filters(), bias, y);
+  if (bias != nullptr) add_bias(s.y.size(), s.filters(), bias, y);
 }
 
 template <class T>
