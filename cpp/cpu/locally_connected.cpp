@@ -63,7 +63,8 @@ struct Spot {
 
 Index work(const LocallyConnectedShape& s) { return s.batch * s.depth() * s.filters * s.positions(); }
 
-// Rows are not a power of two apart.
+// Rows are not a power of two apart, and may be read to their last vector: what stands past their end, in lanes that no
+// store takes, does not matter.
 template <class T>
 Index padded(Index n) {
   return ceil_div(n, W<T>) * W<T> + W<T>;
