@@ -116,8 +116,11 @@ template <class T>
 void weight_gradient(const LocallyConnectedShape& s, const T* dy, const T* x, T* dweight) {
   const Index threads = work(s) < kSerialWork ? 1 : kParallel;
   const Index ld_patches = padded<T>(s.depth()), ld_rows = padded<T>(s.filters);
-  const bool past_caches = s.batch <= kImages && s.filters % W<T> == 0 &&
-                           reinterpret_cast<std::uintptr_t>(dweight) % kVectorBytes == 0 &&
+  // Only whole cache lines at a time.
+  constexpr Index line = 64;
+  const bool past_caches = s.batch <= kImages && kPanel<T> * sizeof(T) % line == 0 &&
+                           s.filters * static_cast<Index>(sizeof(T)) % line == 0 &&
+                           reinterpret_cast<std::uintptr_t>(dweight) % line == 0 &&
                            s.positions() * s.depth() * s.filters >= kPastCaches;
   Scratch<T> patches(threads, kImages * ld_patches), rows(threads, kImages * ld_rows);
   for_spots(s, threads, [&](int thread, const Spot& spot) {
