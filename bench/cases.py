@@ -242,6 +242,139 @@ def layer_norm(rng: np.random.Generator, *, N: int, T: int, D: int, backward: bo
     )
 
 
+def conv_transpose2d(
+    rng: np.random.Generator,
+    *,
+    N: int,
+    H: int,
+    C: int,
+    F: int,
+    K: int,
+    stride: int = 1,
+    padding: int = 0,
+    backward: bool,
+) -> Pair:
+    options = {"stride": stride, "padding": padding}
+    x, weight, bias = (
+        normal(rng, N, H, H, C),
+        normal(rng, K, K, F, C, scale=(K * K * C) ** -0.5),
+        normal(rng, F),
+    )
+    y = ops.conv_transpose2d_forward(x, weight, bias, **options)
+    dy = normal(rng, *y.shape)
+    (tbias,) = tensors(bias, grad=backward)
+
+    def ours() -> Sequence[Array]:
+        y = ops.conv_transpose2d_forward(x, weight, bias, **options)
+        return (y, *ops.conv_transpose2d_backward(dy, x, weight, **options)) if backward else (y,)
+
+    def theirs(tx: torch.Tensor, tw: torch.Tensor, tdy: torch.Tensor) -> Closure:
+        def run() -> Sequence[torch.Tensor]:
+            y = torch.conv_transpose2d(tx, tw, tbias, stride, padding)
+            return (y, *torch.autograd.grad(y, (tx, tw, tbias), tdy)) if backward else (y,)
+
+        return run if backward else no_grad(run)
+
+    def align(results: Sequence[torch.Tensor]) -> list[Array]:
+        arrays = channels_last(results)
+        return [a.transpose(1, 2, 3, 0) if i == 2 else a for i, a in enumerate(arrays)]
+
+    images = torch_formats(x, dy)
+    filters = torch_formats(np.ascontiguousarray(np.moveaxis(weight, -1, 0)))
+    return Pair(
+        ours=ours,
+        theirs=[
+            theirs(tx.requires_grad_(backward), tw.requires_grad_(backward), tdy)
+            for (tx, tdy), (tw,) in zip(images, filters, strict=True)
+        ],
+        names="y dx dweight dbias" if backward else "y",
+        align=align,
+        flops=(3 if backward else 1) * 2 * x.size * K * K * F,
+    )
+
+
+def locally_connected2d(
+    rng: np.random.Generator, *, N: int, H: int, C: int, F: int, K: int, backward: bool
+) -> Pair:
+    """PyTorch has no such op: it unfolds the patches and multiplies a batch of matrices, one a position."""
+    side = H - K + 1
+    x, bias, dy = normal(rng, N, H, H, C), normal(rng, side, side, F), normal(rng, N, side, side, F)
+    weight = normal(rng, side, side, K, K, C, F, scale=(K * K * C) ** -0.5)
+    (tx,) = torch_formats(x)[0]
+    (tdy,) = tensors(dy.reshape(N, -1, F).swapaxes(0, 1).copy())
+    tw, tbias = tensors(weight.transpose(0, 1, 4, 2, 3, 5).reshape(side**2, -1, F), bias.reshape(-1, 1, F))
+    leaves = [t.requires_grad_(backward) for t in (tx, tw, tbias)]
+
+    def ours() -> Sequence[Array]:
+        y = ops.locally_connected2d_forward(x, weight, bias)
+        return (y, *ops.locally_connected2d_backward(dy, x, weight)) if backward else (y,)
+
+    def theirs() -> Sequence[torch.Tensor]:
+        y = torch.baddbmm(tbias, functional.unfold(tx, K).permute(2, 0, 1), tw)
+        return (y, *torch.autograd.grad(y, leaves, tdy)) if backward else (y,)
+
+    def align(results: Sequence[torch.Tensor]) -> list[Array]:
+        y, *grads = as_arrays(results)
+        y = y.swapaxes(0, 1).reshape(dy.shape)
+        if not grads:
+            return [y]
+        dx, dweight, dbias = grads
+        dweight = dweight.reshape(side, side, C, K, K, F).transpose(0, 1, 3, 4, 2, 5)
+        return [y, dx.transpose(0, 2, 3, 1), dweight, dbias.reshape(bias.shape)]
+
+    return Pair(
+        ours=ours,
+        theirs=[theirs if backward else no_grad(theirs)],
+        names="y dx dweight dbias" if backward else "y",
+        align=align,
+        flops=(3 if backward else 1) * 2 * N * weight.size,
+        amount=(3 if backward else 1) * 4e-9 * weight.size,
+    )
+
+
+def concat(rng: np.random.Generator, *, channels: Sequence[int], N: int, H: int, backward: bool) -> Pair:
+    """PyTorch's gradients are views of dy, which the layer that gets them copies: those copies count here."""
+    arrays, dy = [normal(rng, N, H, H, c) for c in channels], normal(rng, N, H, H, sum(channels))
+
+    def ours() -> Sequence[Array]:
+        y = ops.concat_forward(arrays)
+        return (y, *ops.concat_backward(dy, channels=channels)) if backward else (y,)
+
+    def theirs(tdy: torch.Tensor, *leaves: torch.Tensor) -> Closure:
+        memory = torch.contiguous_format if tdy.is_contiguous() else torch.channels_last
+
+        def run() -> Sequence[torch.Tensor]:
+            y = torch.cat(leaves, 1)
+            views = torch.autograd.grad(y, leaves, tdy) if backward else ()
+            return (y, *(v.contiguous(memory_format=memory) for v in views))
+
+        return run if backward else no_grad(run)
+
+    return Pair(
+        ours=ours,
+        theirs=[
+            theirs(tdy, *(t.requires_grad_(backward) for t in leaves))
+            for tdy, *leaves in torch_formats(dy, *arrays)
+        ],
+        names=" ".join(["y", *(f"dx{i}" for i in range(len(channels)))]) if backward else "y",
+        align=channels_last,
+        amount=(2 if backward else 1) * 8e-9 * dy.size,
+    )
+
+
+def add(rng: np.random.Generator, *, N: int, H: int, C: int) -> Pair:
+    y, x = normal(rng, N, H, H, C), normal(rng, N, H, H, C)
+    ty, tx = tensors(y.copy(), x)
+
+    def ours() -> Sequence[Array]:
+        ops.add_(y, x)
+        return (y,)
+
+    return Pair(
+        ours=ours, theirs=[no_grad(lambda: (ty.add_(tx),))], names="y", amount=12e-9 * y.size, calls=2
+    )
+
+
 # --- attention, softmax -------------------------------------------------------------------------------------
 
 
@@ -412,6 +545,7 @@ def optimizer(
 # --- the rows -----------------------------------------------------------------------------------------------
 
 lstm, gru = partial(recurrent, cell="lstm"), partial(recurrent, cell="gru")
+inception = partial(concat, channels=(64, 128, 32, 32))
 max_pool, avg_pool = partial(pool2d, kind="max"), partial(pool2d, kind="avg")
 sgd = partial(
     optimizer,
@@ -462,6 +596,20 @@ SUITES: dict[str, Sequence[Row | MemoryRow]] = {
         *rows("LSTM step", recurrent_step, N=64, D=512, H=512, most=0.70),
     ],
     "conv": conv_rows(),
+    "conv_transpose": [
+        *rows("transposed conv 4x4", conv_transpose2d, N=8, H=8, C=512, F=256, K=4, stride=2, padding=1),
+        *rows("transposed conv 4x4", conv_transpose2d, N=8, H=32, C=128, F=3, K=4, stride=2, padding=1),
+        *rows("transposed conv 2x2", conv_transpose2d, N=4, H=32, C=128, F=64, K=2, stride=2),
+        *rows("transposed conv 3x3", conv_transpose2d, N=8, H=28, C=64, F=64, K=3, padding=1),
+    ],
+    "locally_connected": [
+        *rows("locally connected 3x3", locally_connected2d, N=8, H=28, C=64, F=64, K=3),
+        *rows("locally connected 9x9", locally_connected2d, N=8, H=28, C=16, F=16, K=9),
+    ],
+    "merge": [
+        *rows("concatenation, 64+128+32+32", inception, N=8, H=28, most=0.7),
+        *rows("addition in place", add, N=8, H=56, C=256),
+    ],
     "pool": [
         *rows("max pool 3x3", max_pool, N=32, H=55, C=96, K=3, stride=2, most=(0.55, 0.50)),
         *rows("max pool 2x2", max_pool, N=8, H=224, C=64, K=2, stride=2, most=1.0),

@@ -53,6 +53,20 @@ CASES: dict[str, tuple[Callable[[np.random.Generator], L.Layer], tuple[int, ...]
         (2, 5, 5, 2),
     ),
     "conv3d": (lambda r: L.Conv3d(2, 3, 2, rng=r, activation="sigmoid"), (2, 3, 3, 3, 2)),
+    "conv_transpose1d": (lambda r: L.ConvTranspose1d(2, 3, 3, rng=r, stride=2, output_padding=1), (2, 4, 2)),
+    "conv_transpose2d": (
+        lambda r: L.ConvTranspose2d(4, 6, (4, 3), rng=r, stride=2, groups=2, padding="same"),
+        (2, 3, 3, 4),
+    ),
+    "conv_transpose2d without bias": (lambda r: L.ConvTranspose2d(3, 2, 2, rng=r, bias=False), (2, 3, 3, 3)),
+    "locally_connected2d": (
+        lambda r: L.LocallyConnected2d(2, 3, (3, 2), input_size=(5, 4), stride=(2, 1), rng=r),
+        (2, 5, 4, 2),
+    ),
+    "locally_connected2d without bias": (
+        lambda r: L.LocallyConnected2d(2, 3, 2, input_size=(3, 4), bias=False, rng=r),
+        (2, 3, 4, 2),
+    ),
     "max_pool1d": (lambda r: L.MaxPool1d(3, stride=2), (2, 8, 3)),
     "max_pool2d": (lambda r: L.MaxPool2d(3, stride=2, padding=1), (2, 5, 6, 3)),
     "max_pool3d": (lambda r: L.MaxPool3d(2), (2, 4, 4, 4, 2)),
@@ -83,6 +97,21 @@ CASES: dict[str, tuple[Callable[[np.random.Generator], L.Layer], tuple[int, ...]
     "multi-head attention": (lambda r: L.MultiHeadAttention(6, 2, rng=r), (5, 2, 6)),
     "residual": (lambda r: L.Residual(L.Linear(4, 4, rng=r, activation="tanh")), (3, 4)),
     "residual with a shortcut": (lambda r: L.Residual(L.Linear(4, 5, rng=r), L.Linear(4, 5, rng=r)), (3, 4)),
+    "residual that keeps its output": (lambda r: L.Residual(L.Sequential(L.Tanh(), L.Tanh())), (3, 4)),
+    "residual of the input itself": (lambda r: L.Residual(L.Dropout(0.0, rng=r)), (3, 4)),
+    "residual in a residual": (
+        lambda r: L.Residual(L.Residual(L.Linear(4, 4, rng=r)), L.Residual(L.Sigmoid())),
+        (3, 4),
+    ),
+    "residual of a state": (
+        lambda r: L.Residual(L.Recurrent(L.GRU(4, 4, rng=r), mode="one_to_one")),
+        (3, 4),
+    ),
+    "concat of convolutions": (
+        lambda r: L.Concat(L.Conv2d(2, 3, 1, rng=r), L.Conv2d(2, 2, 3, rng=r, padding=1), L.Relu()),
+        (2, 3, 4, 2),
+    ),
+    "concat along the rows": (lambda r: L.Concat(L.Tanh(), L.Linear(4, 4, rng=r), axis=0), (3, 4)),
     "concat of parameterless": (lambda r: L.Concat(L.Relu(), L.Linear(4, 2, rng=r)), (3, 4)),
     "network": (small_network, (2, 4, 6, 3)),
 }
@@ -215,6 +244,51 @@ def test_attention_memory_gradient(
         assert (losses[0] - losses[1]) / 2e-2 == pytest.approx(
             float(np.sum(gradient * direction)), rel=5e-3, abs=5e-3
         )
+
+
+@pytest.mark.usefixtures("backend")
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda r: L.Residual(L.Linear(4, 4, rng=r)),
+        lambda r: L.Residual(L.Linear(4, 4, rng=r, activation="tanh"), L.Dropout(0.5, rng=r)),
+        lambda r: L.Residual(L.Dropout(0.5, rng=r)),
+        lambda r: L.Residual(L.Recurrent(L.RNN(4, 4, rng=r), mode="one_to_one", carry=True)),
+        lambda r: L.Concat(L.Dropout(0.5, rng=r), L.Dropout(0.5, rng=r), L.Linear(4, 2, rng=r)),
+    ],
+)
+def test_containers_change_no_array_but_their_own(
+    build: Callable[[np.random.Generator], L.Layer], rng: np.random.Generator
+) -> None:
+    """Sums are made in place only where nobody else has the array: x, dy and the buffers stay."""
+    network = build(rng)
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    y, cache = network.forward(x)
+    dy = rng.standard_normal(y.shape).astype(np.float32)
+    kept = [a.copy() for a in (x, dy)]
+    buffers = {name: a.copy() for name, a in network.buffers.items()}
+    first = network.backward(dy, cache)
+    np.testing.assert_array_equal(network.backward(dy, cache), first)
+    for before, after in zip(kept, (x, dy), strict=True):
+        np.testing.assert_array_equal(after, before)
+    if isinstance(network.children.get("layer"), L.Recurrent):
+        np.testing.assert_allclose(y - x, buffers["layer.h"], rtol=1e-5, atol=1e-6)
+
+
+def test_residual_adds_in_place_where_nobody_keeps_the_output(rng: np.random.Generator) -> None:
+    outputs: list[np.ndarray] = []
+
+    class Spy(L.Linear):
+        def forward(self, x, *, training=False):
+            y, cache = super().forward(x, training=training)
+            outputs.append(y)
+            return y, cache
+
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+    y, _ = L.Residual(Spy(4, 4, rng=rng)).forward(x)
+    assert y is outputs[0]
+    y, _ = L.Residual(Spy(4, 4, rng=rng, activation="relu")).forward(x)
+    assert y is not outputs[1]
 
 
 def test_gradients_are_added(rng: np.random.Generator) -> None:
@@ -428,6 +502,13 @@ def test_clip_scale() -> None:
         (lambda r: L.Dropout(1.0, rng=r), "Dropout: 0 <= p < 1"),
         (lambda r: L.Conv2d(3, 4, 3, rng=r, groups=2), "groups divides both channel counts"),
         (lambda r: L.Conv2d(3, 4, (3, 3, 3), rng=r), "kernel_size has 2 axes"),
+        (lambda r: L.ConvTranspose2d(3, 4, 3, rng=r, groups=2), "ConvTranspose2d: groups divides both"),
+        (lambda r: L.LocallyConnected2d(3, 4, 3, input_size=(2, 9), rng=r), "does not fit the input_size"),
+        (
+            lambda r: L.LocallyConnected2d(3, 4, 3, input_size=(9,), rng=r),
+            "input_size and stride have 2 axes",
+        ),
+        (lambda r: L.LocallyConnected2d(3, 4, 3, input_size=(9, 9), stride=0, rng=r), "at least 1"),
         (lambda r: L.Attention(3, 4, rng=r), "needs queries and memory of one size"),
         (lambda r: L.Attention(3, 4, rng=r, score="cosine"), "score is dot, scaled or bilinear"),
         (lambda r: L.MultiHeadAttention(6, 4, rng=r), "heads divides size"),

@@ -33,6 +33,20 @@ def test_summary_of_a_convolutional_network() -> None:
     assert "forward" not in vars(network.children["0"])
 
 
+def test_summary_counts_transposed_and_locally_connected_filters() -> None:
+    rng = np.random.default_rng(0)
+    network = L.Sequential(
+        L.ConvTranspose2d(6, 4, 4, rng=rng, stride=2, padding=1, groups=2),
+        L.LocallyConnected2d(4, 3, 2, input_size=(10, 14), rng=rng, stride=2),
+    )
+    up, local = summary(network, (2, 5, 7, 6))
+    assert (up.output_shape, local.output_shape) == ((2, 10, 14, 4), (2, 5, 7, 3))
+    assert up.parameters == 4 * 4 * 2 * 6 + 4
+    assert up.flops == 2 * (2 * 5 * 7 * 6) * 16 * 2
+    assert local.parameters == 5 * 7 * (2 * 2 * 4 * 3 + 3)
+    assert local.flops == 2 * (2 * 5 * 7 * 3) * 2 * 2 * 4
+
+
 def test_summary_of_a_language_model() -> None:
     model = CharLM(65, rng=np.random.default_rng(0), hidden=128, embedding=32, layers=2, dropout=0.1)
     model.forward(np.zeros((3, 4), np.int32))

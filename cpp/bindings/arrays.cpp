@@ -112,6 +112,18 @@ int numpy_type(DType dtype) {
   }
 }
 
+// The first byte of an array's elements and the one after its last.
+std::pair<const char*, const char*> bounds(PyArrayObject* array) {
+  const char* low = PyArray_BYTES(array);
+  const char* high = low + PyArray_ITEMSIZE(array);
+  for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
+    if (PyArray_DIM(array, axis) == 0) return {low, low};
+    const npy_intp reach = (PyArray_DIM(array, axis) - 1) * PyArray_STRIDE(array, axis);
+    (reach < 0 ? low : high) += reach;
+  }
+  return {low, high};
+}
+
 void release_block(PyObject* capsule) {
   void* const block = PyCapsule_GetPointer(capsule, nullptr);
   memory::release(block, reinterpret_cast<std::size_t>(PyCapsule_GetContext(capsule)));
@@ -152,6 +164,13 @@ Array inout_array(std::string_view op, const char* argument, py::handle value) {
     fail(op, std::string(argument) + " is changed in place and is read-only", {{argument, array.shape()}});
   }
   return array;
+}
+
+bool may_share_memory(py::handle a, py::handle b) {
+  if (!PyArray_Check(a.ptr()) || !PyArray_Check(b.ptr())) return false;
+  const auto [a_low, a_high] = bounds(as_array(a));
+  const auto [b_low, b_high] = bounds(as_array(b));
+  return a_low < b_high && b_low < a_high;
 }
 
 DType common_dtype(std::string_view op, std::initializer_list<NamedArray> arrays) {

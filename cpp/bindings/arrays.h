@@ -56,6 +56,8 @@ Array optional_float_array(std::string_view op, const char* argument, py::handle
 Array optional_integer_array(std::string_view op, const char* argument, py::handle value);
 // An array to be changed in place: contiguous, writeable, never copied.
 Array inout_array(std::string_view op, const char* argument, py::handle value);
+// Do the bounds of two arrays in memory overlap? (Either may be any array-like: a copy overlaps nothing.)
+bool may_share_memory(py::handle a, py::handle b);
 
 // The dtype that all given arrays share; TypeError names them otherwise.
 struct NamedArray {

@@ -63,9 +63,12 @@ PYBIND11_MODULE(_cpu, m) {
   bind_activation(m);
   bind_attention(m);
   bind_conv(m);
+  bind_conv_transpose(m);
   bind_dropout(m);
   bind_embedding(m);
   bind_linear(m);
+  bind_locally_connected(m);
+  bind_merge(m);
   bind_norm(m);
   bind_optimizer(m);
   bind_pool(m);

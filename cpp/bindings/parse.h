@@ -10,14 +10,25 @@
 
 namespace lec7::bindings {
 
+[[noreturn]] inline void refuse(std::string_view op, const char* argument, py::handle value,
+                                const std::string& wanted) {
+  throw py::type_error(std::string(op) + ": " + argument + " is " + wanted + "; got " + std::string(py::repr(value)));
+}
+
+// The items of a sequence that is not a string; `wanted` says what else it should be.
+inline py::tuple items(std::string_view op, const char* argument, py::handle value, const std::string& wanted) {
+  if (!PySequence_Check(value.ptr()) || PyUnicode_Check(value.ptr())) refuse(op, argument, value, wanted);
+  auto result = py::reinterpret_steal<py::tuple>(PySequence_Tuple(value.ptr()));
+  if (!result) throw py::error_already_set();
+  return result;
+}
+
 // Is it an int, or a NumPy integer?
 inline bool is_integer(py::handle value) { return PyIndex_Check(value.ptr()) && !PySequence_Check(value.ptr()); }
 
 // ValueError where it does not fit 64 bits, TypeError where it is no integer.
 inline Index parse_integer(std::string_view op, const char* argument, py::handle value) {
-  if (!is_integer(value)) {
-    throw py::type_error(std::string(op) + ": " + argument + " is an integer; got " + std::string(py::repr(value)));
-  }
+  if (!is_integer(value)) refuse(op, argument, value, "an integer");
   const auto number = py::reinterpret_steal<py::object>(PyNumber_Index(value.ptr()));
   if (!number) throw py::error_already_set();
   int overflow = 0;

@@ -5,17 +5,6 @@
 namespace lec7::bindings {
 namespace {
 
-[[noreturn]] void refuse(std::string_view op, const char* argument, py::handle value, const std::string& wanted) {
-  throw py::type_error(std::string(op) + ": " + argument + " is " + wanted + "; got " + std::string(py::repr(value)));
-}
-
-py::tuple items(std::string_view op, const char* argument, py::handle value, const std::string& wanted) {
-  if (!PySequence_Check(value.ptr()) || PyUnicode_Check(value.ptr())) refuse(op, argument, value, wanted);
-  auto result = py::reinterpret_steal<py::tuple>(PySequence_Tuple(value.ptr()));
-  if (!result) throw py::error_already_set();
-  return result;
-}
-
 void expect_count(std::string_view op, const char* argument, const py::tuple& values, int count) {
   if (static_cast<int>(values.size()) != count) {
     fail(op, std::string(argument) + " has " + std::to_string(values.size()) + " values for " + std::to_string(count) +

@@ -328,7 +328,7 @@ struct Group {
     const Cells<F::A> cells(image, wh.in, ww.in, c.channels, wh.origin(at.row * F::M), ww.origin(at.column * F::M),
                             zeros);
     transform_cells<F::A>(cells, end - begin, out, stride,
-                             [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::transform_input(d, v); });
+                          [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::transform_input(d, v); });
   }
 
   // Tiles [first, first + count) of y from their products with a panel of filters.
@@ -483,14 +483,13 @@ struct Gradient {
     const T* const image = x + at.image * wh.in * ww.in * c.channels + group * c.in();
     const Cells<F::A> cells(image, wh.in, ww.in, c.channels, wh.origin(oh), ww.origin(ow), zeros);
     transform_cells<F::A>(cells, c.in(), x_points + i * ld_x(), x_stride(),
-                             [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::transform_input(d, v); });
+                          [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::transform_input(d, v); });
     for (Index j = 0; j < c.out(); j += kPanel<T>) {
       const Index width = std::min(kPanel<T>, c.out() - j);
       const T* const outputs = dy + at.image * wh.out * ww.out * c.filters + group * c.out() + j;
       const Cells<F::M> dy_cells(outputs, wh.out, ww.out, c.filters, oh, ow, zeros);
-      transform_cells<F::A>(dy_cells, width, dy_points + j * count + i * PackedB<T>::padded_columns(width),
-                               dy_stride(),
-                               [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::template evaluate<F::M>(d, v); });
+      transform_cells<F::A>(dy_cells, width, dy_points + j * count + i * PackedB<T>::padded_columns(width), dy_stride(),
+                            [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::template evaluate<F::M>(d, v); });
     }
   }
 

@@ -59,6 +59,51 @@ Window window_shape(const AxisRule& rule, Window w, PaddingRule padding, bool ce
   return w;
 }
 
+Window transposed_window_shape(const AxisRule& rule, Window w, PaddingRule padding, Index output_padding) {
+  rule.check("kernel_size", w.kernel, 1);
+  rule.check("stride", w.stride, 1);
+  rule.check("padding", w.pad_before, 0);
+  rule.check("padding", w.pad_after, 0);
+  rule.check("x's size", w.out, 1, kLargestAxis);
+  if (output_padding < 0 || output_padding >= w.stride) {
+    fail(rule.op,
+         "output_padding is " + std::to_string(output_padding) + " along " + rule.axis +
+             "; it must be at least 0 and less than the stride, " + std::to_string(w.stride),
+         rule.arrays);
+  }
+  if (w.out > kLargestAxis / w.stride) {
+    fail(rule.op,
+         "the result is too large along " + rule.axis + ": " + std::to_string(w.out) + " cells with stride " +
+             std::to_string(w.stride),
+         rule.arrays);
+  }
+  if (padding != PaddingRule::numbers) {
+    if (output_padding != 0) fail(rule.op, "\"same\" padding leaves no choice of output_padding", rule.arrays);
+    w.in = w.out * w.stride;
+    return window_shape(rule, w, padding, false);
+  }
+  const Index full = (w.out - 1) * w.stride + w.kernel + output_padding;
+  w.in = full - w.pad_before - w.pad_after;
+  if (w.in < 1) {
+    fail(rule.op,
+         "padding " + std::to_string(w.pad_before) + " + " + std::to_string(w.pad_after) + " leaves nothing of " +
+             std::to_string(full) + " cells along " + rule.axis,
+         rule.arrays);
+  }
+  return w;
+}
+
+// Every axis that the op has, and windows of one cell for those that it lacks.
+template <class Rule>
+Windows each_window(std::string_view op, int spatial, std::span<const Named> arrays, Rule&& rule) {
+  Windows windows;
+  for (int axis = 0; axis < kSpatialAxes; ++axis) {
+    const bool exists = axis >= kSpatialAxes - spatial;
+    windows[axis] = exists ? rule(AxisRule{op, axis_name(spatial, axis), arrays}, axis) : Window{1, 1, 1, 1, 1, 0, 0};
+  }
+  return windows;
+}
+
 }  // namespace
 
 std::string_view image_axes(int spatial) {
@@ -85,15 +130,20 @@ Shape image_array(int spatial, const ImageShape& image) {
 
 Windows windows_shape(std::string_view op, int spatial, const PerAxis& in, const PerAxis& kernel, const PerAxis& stride,
                       const PerAxis& dilation, const Padding& padding, bool ceil, std::span<const Named> arrays) {
-  Windows windows;
-  for (int axis = 0; axis < kSpatialAxes; ++axis) {
+  return each_window(op, spatial, arrays, [&](const AxisRule& rule, int axis) {
     const Window given{in[axis],           0, kernel[axis], stride[axis], dilation[axis], padding.before[axis],
                        padding.after[axis]};
-    const bool exists = axis >= kSpatialAxes - spatial;
-    windows[axis] = exists ? window_shape({op, axis_name(spatial, axis), arrays}, given, padding.rule, ceil)
-                           : Window{1, 1, 1, 1, 1, 0, 0};
-  }
-  return windows;
+    return window_shape(rule, given, padding.rule, ceil);
+  });
+}
+
+Windows transposed_windows_shape(std::string_view op, int spatial, const PerAxis& out, const PerAxis& kernel,
+                                 const PerAxis& stride, const Padding& padding, const PerAxis& output_padding,
+                                 std::span<const Named> arrays) {
+  return each_window(op, spatial, arrays, [&](const AxisRule& rule, int axis) {
+    const Window given{0, out[axis], kernel[axis], stride[axis], 1, padding.before[axis], padding.after[axis]};
+    return transposed_window_shape(rule, given, padding.rule, output_padding[axis]);
+  });
 }
 
 }  // namespace lec7

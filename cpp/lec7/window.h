@@ -77,4 +77,10 @@ Shape image_array(int spatial, const ImageShape& image);
 Windows windows_shape(std::string_view op, int spatial, const PerAxis& in, const PerAxis& kernel, const PerAxis& stride,
                       const PerAxis& dilation, const Padding& padding, bool ceil, std::span<const Named> arrays);
 
+// The windows that slide over the result of a transposed op, one for each cell of its input:
+// in = (out - 1) * stride - before - after + kernel + output_padding, or out * stride where the rule is `same`.
+Windows transposed_windows_shape(std::string_view op, int spatial, const PerAxis& out, const PerAxis& kernel,
+                                 const PerAxis& stride, const Padding& padding, const PerAxis& output_padding,
+                                 std::span<const Named> arrays);
+
 }  // namespace lec7

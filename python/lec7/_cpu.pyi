@@ -196,6 +196,60 @@ def conv3d_backward(
     y: ArrayLike | None = None,
     needs: _Needs = None,
 ) -> tuple[_Gradient, _Gradient, _Gradient]: ...
+def conv_transpose1d_forward(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    stride: _Sizes = 1,
+    padding: _Padding = 0,
+    output_padding: _Sizes = 0,
+    groups: int = 1,
+) -> _Array: ...
+def conv_transpose1d_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    *,
+    stride: _Sizes = 1,
+    padding: _Padding = 0,
+    output_padding: _Sizes = 0,
+    groups: int = 1,
+    needs: _Needs = None,
+) -> tuple[_Gradient, _Gradient, _Gradient]: ...
+def conv_transpose2d_forward(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    stride: _Sizes = 1,
+    padding: _Padding = 0,
+    output_padding: _Sizes = 0,
+    groups: int = 1,
+) -> _Array: ...
+def conv_transpose2d_backward(
+    dy: ArrayLike,
+    x: ArrayLike,
+    weight: ArrayLike,
+    *,
+    stride: _Sizes = 1,
+    padding: _Padding = 0,
+    output_padding: _Sizes = 0,
+    groups: int = 1,
+    needs: _Needs = None,
+) -> tuple[_Gradient, _Gradient, _Gradient]: ...
+def locally_connected2d_forward(
+    x: ArrayLike, weight: ArrayLike, bias: ArrayLike | None = None, *, stride: _Sizes = 1
+) -> _Array: ...
+def locally_connected2d_backward(
+    dy: ArrayLike, x: ArrayLike, weight: ArrayLike, *, stride: _Sizes = 1, needs: _Needs = None
+) -> tuple[_Gradient, _Gradient, _Gradient]: ...
+
+# --- merge ---
+
+def concat_forward(arrays: Sequence[ArrayLike]) -> _Array: ...
+def concat_backward(dy: ArrayLike, *, channels: Sequence[int]) -> list[_Array]: ...
+def add_(y: _Array, x: ArrayLike) -> None: ...
 
 # --- pool ---
 

@@ -5,9 +5,12 @@
 #include "kernels.h"
 #include "lec7/attention.h"
 #include "lec7/conv.h"
+#include "lec7/conv_transpose.h"
 #include "lec7/dropout.h"
 #include "lec7/embedding.h"
 #include "lec7/linear.h"
+#include "lec7/locally_connected.h"
+#include "lec7/merge.h"
 #include "lec7/norm.h"
 #include "lec7/optimizer.h"
 #include "lec7/pool.h"
@@ -237,6 +240,106 @@ TEST(conv) {
       {[] { conv_backward_shape("conv2d", 2, {8, 5, 5, 16}, {8, 5, 5, 3}, {3, 3, 3, 16}, nullptr, {}); },
        "conv2d: dy has the shape of the output, (8, 3, 3, 16); dy (N, H, W, F) = (8, 5, 5, 16), x (N, H, W, C) = (8, "
        "5, 5, 3), filters (KH, KW, C, F) = (3, 3, 3, 16)"},
+  });
+}
+
+TEST(conv_transpose) {
+  const Shape x{8, 7, 9, 4}, weight{3, 2, 5, 4}, bias{10}, short_bias{5};
+  const auto shape_of = [&](const ConvTransposeOptions& options, const Shape* bias_shape = nullptr) {
+    return conv_transpose_shape("conv_transpose2d", 2, {8, 7, 9, 4}, {3, 2, 5, 4}, bias_shape, options);
+  };
+  const ConvTransposeOptions doubled{
+      .stride = {1, 2, 2}, .padding = numbers({0, 1, 0}, {0, 1, 1}), .output_padding = {0, 1, 0}, .groups = 2};
+  check_equal(shape_of({}).y.str(), "(8, 9, 10, 5)");
+  check_equal(shape_of(doubled, &bias).y.str(), "(8, 14, 17, 10)");
+  check_equal(shape_of({.stride = {1, 2, 3}, .padding = {PaddingRule::same, {}, {}}}).y.str(), "(8, 14, 27, 5)");
+  constexpr Index kLargest = (Index{1} << 31) - 1;
+  check_refusals({
+      {[&] { conv_transpose_shape("conv_transpose2d", 2, {8, 7, 9, 3}, weight, nullptr, {}); },
+       "conv_transpose2d: filters have 4 input channels, x has 3; x (N, H, W, C) = (8, 7, 9, 3), filters (KH, KW, F, "
+       "C) = (3, 2, 5, 4)"},
+      {[&] { conv_transpose_shape("conv_transpose2d", 2, {7, 9, 4}, weight, nullptr, {}); },
+       "conv_transpose2d: x has 4 axes, not 3; x (N, H, W, C) = (7, 9, 4), filters (KH, KW, F, C) = (3, 2, 5, 4)"},
+      {[&] { conv_transpose_shape("conv_transpose1d", 1, {7, 9, 4}, weight, nullptr, {}); },
+       "conv_transpose1d: filters have 3 axes, not 4; x (N, L, C) = (7, 9, 4), filters (KL, F, C) = (3, 2, 5, 4)"},
+      {[&] { shape_of({.groups = 3}); },
+       "conv_transpose2d: groups (3) divides the 4 channels of x; x (N, H, W, C) = (8, 7, 9, 4), filters (KH, KW, F, "
+       "C) = (3, 2, 5, 4)"},
+      {[&] { shape_of(doubled, &short_bias); },
+       "conv_transpose2d: bias has one number for each of the 10 filters; x (N, H, W, C) = (8, 7, 9, 4), filters (KH, "
+       "KW, F, C) = (3, 2, 5, 4), bias (F,) = (5,)"},
+      {[&] { shape_of({.stride = {1, 2, 1}, .output_padding = {0, 2, 0}}); },
+       "conv_transpose2d: output_padding is 2 along H; it must be at least 0 and less than the stride, 2; x (N, H, W, "
+       "C) = (8, 7, 9, 4), filters (KH, KW, F, C) = (3, 2, 5, 4)"},
+      {[&] { shape_of({.stride = {1, 2, 1}, .padding = {PaddingRule::same, {}, {}}, .output_padding = {0, 1, 0}}); },
+       "conv_transpose2d: \"same\" padding leaves no choice of output_padding; x (N, H, W, C) = (8, 7, 9, 4), filters "
+       "(KH, KW, F, C) = (3, 2, 5, 4)"},
+      {[&] { shape_of({.padding = numbers({0, 0, 4}, {0, 0, 6})}); },
+       "conv_transpose2d: padding 4 + 6 leaves nothing of 10 cells along W; x (N, H, W, C) = (8, 7, 9, 4), filters "
+       "(KH, KW, F, C) = (3, 2, 5, 4)"},
+      {[] {
+         conv_transpose_shape("conv_transpose1d", 1, {0, kHuge, 1}, {1, 1, 1}, nullptr, {.stride = {1, 1, kLargest}});
+       },
+       "conv_transpose1d: the result is too large along L: 1099511627776 cells with stride 2147483647; x (N, L, C) = "
+       "(0, 1099511627776, 1), filters (KL, F, C) = (1, 1, 1)"},
+      {[&] { conv_transpose_backward_shape("conv_transpose2d", 2, {8, 9, 10, 4}, x, weight, {}); },
+       "conv_transpose2d: dy has the shape of the output, (8, 9, 10, 5); dy (N, H, W, F) = (8, 9, 10, 4), x (N, H, W, "
+       "C) = (8, 7, 9, 4), filters (KH, KW, F, C) = (3, 2, 5, 4)"},
+  });
+}
+
+TEST(locally_connected) {
+  const Shape x{8, 7, 9, 4}, weight{3, 8, 3, 2, 4, 5}, bias{3, 8, 5}, flat_bias{5};
+  const PerAxis stride{1, 2, 1};
+  check_equal(locally_connected_shape(x, weight, &bias, stride).y.str(), "(8, 3, 8, 5)");
+  check_refusals({
+      {[&] { locally_connected_shape(x, {3, 8, 3, 2, 20}, nullptr, stride); },
+       "locally_connected2d: filters have 6 axes, not 5; x (N, H, W, C) = (8, 7, 9, 4), filters (OH, OW, KH, KW, C, F) "
+       "= (3, 8, 3, 2, 20)"},
+      {[&] { locally_connected_shape({7, 9, 4}, weight, nullptr, stride); },
+       "locally_connected2d: x has 4 axes, not 3; x (N, H, W, C) = (7, 9, 4), filters (OH, OW, KH, KW, C, F) = (3, 8, "
+       "3, 2, 4, 5)"},
+      {[&] { locally_connected_shape({8, 7, 9, 5}, weight, nullptr, stride); },
+       "locally_connected2d: filters have 4 input channels, x has 5; x (N, H, W, C) = (8, 7, 9, 5), filters (OH, OW, "
+       "KH, KW, C, F) = (3, 8, 3, 2, 4, 5)"},
+      {[&] { locally_connected_shape(x, weight, nullptr, {1, 1, 1}); },
+       "locally_connected2d: there are filters for 3 x 8 positions, the windows have 5 x 8; x (N, H, W, C) = (8, 7, 9, "
+       "4), filters (OH, OW, KH, KW, C, F) = (3, 8, 3, 2, 4, 5)"},
+      {[&] { locally_connected_shape({8, 2, 9, 4}, weight, nullptr, stride); },
+       "locally_connected2d: kernel 3 is larger than the padded input 2 along H; x (N, H, W, C) = (8, 2, 9, 4), "
+       "filters (OH, OW, KH, KW, C, F) = (3, 8, 3, 2, 4, 5)"},
+      {[&] { locally_connected_shape(x, weight, &flat_bias, stride); },
+       "locally_connected2d: bias has one number for each filter; x (N, H, W, C) = (8, 7, 9, 4), filters (OH, OW, KH, "
+       "KW, C, F) = (3, 8, 3, 2, 4, 5), bias (OH, OW, F) = (5,)"},
+      {[&] { locally_connected_backward_shape({8, 3, 8, 4}, x, weight, stride); },
+       "locally_connected2d: dy has the shape of the output, (8, 3, 8, 5); dy (N, OH, OW, F) = (8, 3, 8, 4), x (N, H, "
+       "W, C) = (8, 7, 9, 4), filters (OH, OW, KH, KW, C, F) = (3, 8, 3, 2, 4, 5)"},
+  });
+}
+
+TEST(merge) {
+  const Shape arrays[] = {{2, 3, 4}, {2, 3, 0}, {2, 3, 5}}, uneven[] = {{2, 3, 4}, {2, 2, 4}}, scalars[] = {{}};
+  const Shape wide[] = {{kHuge, kHuge}, {kHuge, kHuge}};
+  const Index channels[] = {4, 0, 5}, negative[] = {10, -1}, too_many[] = {5, 5};
+  check_equal(concat_shape(arrays).y.str(), "(2, 3, 9)");
+  check_equal(concat_shape(arrays).rows, 6);
+  check_equal(concat_backward_shape({2, 3, 9}, channels).rows, 6);
+  check_add({2, 3}, {2, 3}, false);
+  check_refusals({
+      {[] { concat_shape({}); }, "concat: there is at least one array"},
+      {[&] { concat_shape(scalars); }, "concat: each array has an axis of channels; arrays[0] = ()"},
+      {[&] { concat_shape(uneven); },
+       "concat: the arrays agree in all axes but the last; arrays[0] = (2, 3, 4), arrays[1] = (2, 2, 4)"},
+      {[&] { concat_shape(wide); }, "concat: sizes overflow: 1099511627776 x 2199023255552"},
+      {[] { concat_backward_shape({2, 9}, {}); },
+       "concat: channels has one number for each array, and there is at least one; dy = (2, 9)"},
+      {[&] { concat_backward_shape({}, channels); }, "concat: dy has an axis of channels; dy = ()"},
+      {[&] { concat_backward_shape({2, 9}, negative); },
+       "concat: channels are not negative and add up to the 9 of dy; got (10, -1); dy (N, ..., C) = (2, 9)"},
+      {[&] { concat_backward_shape({2, 9}, too_many); },
+       "concat: channels are not negative and add up to the 9 of dy; got (5, 5); dy (N, ..., C) = (2, 9)"},
+      {[] { check_add({2, 3}, {3, 2}, false); }, "add_: y and x have the same shape; y = (2, 3), x = (3, 2)"},
+      {[] { check_add({2, 3}, {2, 3}, true); }, "add_: x overlaps y in memory without being y; y = (2, 3), x = (2, 3)"},
   });
 }
 

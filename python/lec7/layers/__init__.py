@@ -5,9 +5,11 @@ from lec7.layers.attention import Attention, MultiHeadAttention
 from lec7.layers.base import Layer, Parameters
 from lec7.layers.containers import Concat, Flatten, Recurrent, Residual, Sequential
 from lec7.layers.conv import Conv1d, Conv2d, Conv3d
+from lec7.layers.conv_transpose import ConvTranspose1d, ConvTranspose2d
 from lec7.layers.dropout import Dropout, SpatialDropout
 from lec7.layers.embedding import Embedding
 from lec7.layers.linear import Linear
+from lec7.layers.locally_connected import LocallyConnected2d
 from lec7.layers.norm import BatchNorm, LayerNorm, LocalResponseNorm, fold_batch_norm
 from lec7.layers.pool import (
     AvgPool1d,
@@ -37,6 +39,8 @@ __all__ = [
     "Conv1d",
     "Conv2d",
     "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
     "Dropout",
     "Embedding",
     "Flatten",
@@ -46,6 +50,7 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LocalResponseNorm",
+    "LocallyConnected2d",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",

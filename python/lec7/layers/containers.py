@@ -6,8 +6,26 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lec7 import ops
 from lec7.layers.base import Array, Layer
 from lec7.layers.recurrent import RecurrentLayer, State
+
+
+def _may_keep(keeper: Any, array: Array) -> bool:
+    """Whether a cache, or another array, may hold the memory of ``array``: True for what this cannot read."""
+    if isinstance(keeper, np.ndarray):
+        return np.may_share_memory(keeper, array)
+    if isinstance(keeper, tuple | list):
+        return any(_may_keep(item, array) for item in keeper)
+    return keeper is not None and not isinstance(keeper, bool | int | float | str)
+
+
+def _sum(y: Array, x: Array, *keepers: Any) -> Array:
+    """y + x, written over y unless x or one of ``keepers`` may hold it, or it cannot be written to."""
+    if y.flags.c_contiguous and y.flags.writeable and not _may_keep((x, *keepers), y):
+        ops.add_(y, x)
+        return y
+    return y + x
 
 
 class Sequential(Layer):
@@ -49,18 +67,18 @@ class Residual(Layer):
             around, shortcut_cache = self.children["shortcut"].forward(x, training=training)
         if y.shape != around.shape:
             raise ValueError(f"Residual: the layer's output {y.shape} and the shortcut {around.shape} differ")
-        return y + around, (cache, shortcut_cache)
+        return _sum(y, around, x, cache, shortcut_cache), (cache, shortcut_cache)
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         around: Array | None = dy
         if "shortcut" in self.children:
             around = self.children["shortcut"].backward(dy, cache[1], needs_dx=needs_dx)
         dx = self.children["layer"].backward(dy, cache[0], needs_dx=needs_dx)
-        return None if dx is None or around is None else dx + around
+        return None if dx is None or around is None else _sum(dx, around, dy, cache)
 
 
 class Concat(Layer):
-    """The outputs of several layers on the same input, one after the other along ``axis``.
+    """The outputs of several layers on the same input, one after the other along ``axis`` (the channels).
 
     ``Concat(LSTM(...), LSTM(..., reverse=True))`` is a bidirectional LSTM; parallel convolutions joined
     along the channels are an Inception module.
@@ -75,16 +93,19 @@ class Concat(Layer):
         ys, caches = zip(
             *(layer.forward(x, training=training) for layer in self.children.values()), strict=True
         )
-        ends = np.cumsum([y.shape[self.axis] for y in ys])[:-1]
-        return np.concatenate(ys, axis=self.axis), (caches, ends)
+        y = ops.concat_forward(ys) if self.axis == -1 else np.concatenate(ys, axis=self.axis)
+        return y, (caches, [y.shape[self.axis] for y in ys])
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
-        caches, ends = cache
+        caches, sizes = cache
         dx: Array | None = None
-        parts = np.split(dy, ends, axis=self.axis)
+        if self.axis == -1:
+            parts = ops.concat_backward(dy, channels=sizes)
+        else:
+            parts = np.split(dy, np.cumsum(sizes)[:-1], axis=self.axis)
         for layer, part, layer_cache in zip(self.children.values(), parts, caches, strict=True):
             grad = layer.backward(part, layer_cache, needs_dx=needs_dx)
-            dx = grad if dx is None or grad is None else dx + grad
+            dx = grad if dx is None or grad is None else _sum(dx, grad, dy, caches)
         return dx
 
 

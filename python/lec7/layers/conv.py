@@ -13,6 +13,26 @@ from lec7.layers.base import Array, Layer
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
 
+def kernel_axes(
+    layer: Layer,
+    kernel_size: int | Sequence[int],
+    dims: int,
+    in_channels: int,
+    out_channels: int,
+    groups: int,
+) -> tuple[int, ...]:
+    """The kernel's size along each axis, once the sizes of a layer's filters fit."""
+    kernel = (kernel_size,) * dims if isinstance(kernel_size, int) else tuple(kernel_size)
+    if len(kernel) != dims:
+        raise ValueError(f"{type(layer).__name__}: kernel_size has {dims} axes, got {kernel}")
+    if groups < 1 or in_channels % groups or out_channels % groups:
+        raise ValueError(
+            f"{type(layer).__name__}: groups divides both channel counts, got groups = {groups}, "
+            f"in_channels = {in_channels}, out_channels = {out_channels}"
+        )
+    return kernel
+
+
 class _Conv(Layer):
     dims: ClassVar[int]
 
@@ -33,14 +53,7 @@ class _Conv(Layer):
         init: Initializer = he_uniform,
     ) -> None:
         super().__init__()
-        kernel = (kernel_size,) * self.dims if isinstance(kernel_size, int) else tuple(kernel_size)
-        if len(kernel) != self.dims:
-            raise ValueError(f"{type(self).__name__}: kernel_size has {self.dims} axes, got {kernel}")
-        if groups < 1 or in_channels % groups or out_channels % groups:
-            raise ValueError(
-                f"{type(self).__name__}: groups divides both channel counts, got groups = {groups}, "
-                f"in_channels = {in_channels}, out_channels = {out_channels}"
-            )
+        kernel = kernel_axes(self, kernel_size, self.dims, in_channels, out_channels, groups)
         self._options = {
             "stride": stride,
             "padding": padding,

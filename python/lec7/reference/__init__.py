@@ -20,6 +20,12 @@ from .conv import (
     conv3d_backward,
     conv3d_forward,
 )
+from .conv_transpose import (
+    conv_transpose1d_backward,
+    conv_transpose1d_forward,
+    conv_transpose2d_backward,
+    conv_transpose2d_forward,
+)
 from .dropout import (
     dropout_backward,
     dropout_forward,
@@ -32,6 +38,15 @@ from .linear import (
     linear_backward,
     linear_forward,
     matmul,
+)
+from .locally_connected import (
+    locally_connected2d_backward,
+    locally_connected2d_forward,
+)
+from .merge import (
+    add_,
+    concat_backward,
+    concat_forward,
 )
 from .norm import (
     batch_norm_backward,
@@ -97,6 +112,7 @@ from .softmax import (
 
 __all__ = [
     "adam_update_",
+    "add_",
     "attention_backward",
     "attention_forward",
     "avg_pool1d_backward",
@@ -109,12 +125,18 @@ __all__ = [
     "batch_norm_forward",
     "binary_cross_entropy_backward",
     "binary_cross_entropy_forward",
+    "concat_backward",
+    "concat_forward",
     "conv1d_backward",
     "conv1d_forward",
     "conv2d_backward",
     "conv2d_forward",
     "conv3d_backward",
     "conv3d_forward",
+    "conv_transpose1d_backward",
+    "conv_transpose1d_forward",
+    "conv_transpose2d_backward",
+    "conv_transpose2d_forward",
     "dropout_backward",
     "dropout_forward",
     "embedding_backward",
@@ -130,6 +152,8 @@ __all__ = [
     "linear_forward",
     "local_response_norm_backward",
     "local_response_norm_forward",
+    "locally_connected2d_backward",
+    "locally_connected2d_forward",
     "log_softmax_backward",
     "log_softmax_forward",
     "lstm_backward",

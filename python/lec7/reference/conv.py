@@ -211,7 +211,7 @@ def _forward(
     y = np.zeros((x.shape[0], *output, weight.shape[-1]), x.dtype)
     for tap in np.ndindex(weight.shape[:rank]):
         cells = padded[window_cells(tap, output, stride, dilation)]
-        y += _by_group(np.matmul, cells, weight[tap], groups)
+        y += by_group(np.matmul, cells, weight[tap], groups)
     if bias is not None:
         expect_shape(op, "bias (F,)", bias, weight.shape[-1:])
         y += bias
@@ -244,25 +244,25 @@ def _backward(
     if need_x:
         dpadded = np.zeros_like(padded)
         for tap, cells in taps:
-            dpadded[cells] += _by_group(lambda d, w: d @ w.T, dz, weight[tap], groups)
+            dpadded[cells] += by_group(lambda d, w: d @ w.T, dz, weight[tap], groups)
         dx = crop_spatial(dpadded, pads, x.shape[1:-1])
     if need_weight:
         dweight = np.zeros_like(weight)
         for tap, cells in taps:
-            dweight[tap] = _by_group(_sum_of_outer_products, padded[cells], dz, groups)
+            dweight[tap] = by_group(sum_of_outer_products, padded[cells], dz, groups)
         dweight = _rotate(dweight, rank) if flip else dweight
     if need_bias:
         dbias = dz.reshape(-1, dz.shape[-1]).sum(axis=0)
     return dx, dweight, dbias
 
 
-def _by_group(product: Callable[[ndarray, ndarray], ndarray], a: ndarray, b: ndarray, groups: int) -> ndarray:
+def by_group(product: Callable[[ndarray, ndarray], ndarray], a: ndarray, b: ndarray, groups: int) -> ndarray:
     """product(a, b) for each group of their last axes, side by side."""
     pairs = zip(np.split(a, groups, axis=-1), np.split(b, groups, axis=-1), strict=True)
     return np.concatenate([product(a_g, b_g) for a_g, b_g in pairs], axis=-1)
 
 
-def _sum_of_outer_products(cells: ndarray, dz: ndarray) -> ndarray:
+def sum_of_outer_products(cells: ndarray, dz: ndarray) -> ndarray:
     return cells.reshape(-1, cells.shape[-1]).T @ dz.reshape(-1, dz.shape[-1])
 
 
