@@ -96,6 +96,9 @@ void add_benchmarks() {
     conv({.n = n, .size = 27, .channels = 96, .filters = 256, .kernel = 5, .padding = 2});
     conv({.n = n, .size = 227, .channels = 3, .filters = 96, .kernel = 11, .stride = 4});
   }
+  conv({.n = 64, .size = 28, .channels = 1, .filters = 32, .kernel = 5, .padding = 2});
+  conv({.n = 64, .size = 32, .channels = 3, .filters = 16, .kernel = 3, .padding = 1});
+  conv({.n = 8, .size = 56, .channels = 128, .filters = 128, .kernel = 3, .stride = 2, .padding = 1});
   conv({.n = 8, .size = 56, .channels = 128, .filters = 128, .kernel = 3, .padding = 1, .groups = 128});  // depthwise
   conv_transpose({.n = 8, .size = 8, .channels = 512, .filters = 256, .kernel = 4, .stride = 2, .padding = 1});
   conv_transpose({.n = 8, .size = 32, .channels = 128, .filters = 3, .kernel = 4, .stride = 2, .padding = 1});

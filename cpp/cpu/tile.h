@@ -110,6 +110,24 @@ struct Tile {
     }
   }
 
+  // As multiply with each row of A at a place of its own.
+  LEC7_INLINE void multiply_rows(Index k, const T* const (&a)[MR], const T* __restrict b) {
+    _Pragma("GCC unroll 4") for (Index step = 0; step < k; ++step) {
+      Vec<T> row[NV];
+      LEC7_UNROLL
+      for (int j = 0; j < NV; ++j) {
+        row[j] = load(b + j * W<T>);
+        pin(row[j]);
+      }
+      LEC7_UNROLL
+      for (int i = 0; i < MR; ++i) {
+        LEC7_UNROLL
+        for (int j = 0; j < NV; ++j) c[i][j] += a[i][step] * row[j];
+      }
+      b += NV * W<T>;
+    }
+  }
+
   // As multiply on an unpacked B of which only `columns` exist: reads nothing past them. Its rows may be pages apart,
   // where no hardware prefetcher follows.
   template <Order order>
