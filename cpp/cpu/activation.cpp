@@ -35,6 +35,7 @@ void activation_backward(Activation activation, Index n, const T* dy, const T* y
 template <class T>
 void activate_rows(Activation activation, Index rows, Index n, T* y, Index ld) {
   if (activation == Activation::none) return;
+  if (ld == n) n *= rows, rows = 1;  // no row ends in the middle of a vector
   with_activation(activation, [&]<Activation a> {
     for (Index row = 0; row < rows; ++row) {
       T* const p = y + row * ld;

@@ -220,46 +220,60 @@ LEC7_INLINE void transform_cells(const Cells<S>& cells, Index channels, T* out, 
   });
 }
 
+// W x W numbers of a tap, of which `rows` x `columns` exist; the others read as zeros.
+void load_square(const T* p, Index ld, bool transposed, Index rows, Index columns, Vec<T> (&square)[W<T>]) {
+  const Index lines = transposed ? columns : rows, length = transposed ? rows : columns;
+  for (int i = 0; i < W<T>; ++i) {
+    square[i] = i >= lines ? Vec<T>{} : length == W<T> ? load(p + i * ld) : load_first(p + i * ld, length);
+  }
+  if (transposed) transpose<T>(square);
+}
+
 // Rows [k0, k0 + rows) of a panel of filters at the points, as multiply_packed reads them.
 template <int P, int K>
 void transform_filters(const Convolution& c, const Filters<T>& filters, Index group, Index k0, Index rows, Index panel,
-                       T* taps, T* out, Index point_stride) {
+                       T* out, Index point_stride) {
   using F = Filtering<P, K>;
   const Index columns = std::min(kPanel<T>, c.out() - panel * kPanel<T>), width = PackedB<T>::padded_columns(columns);
-  const Index ld = filters.columns;
+  const Index ld = filters.columns, row_step = filters.transposed ? 1 : ld, column_step = filters.transposed ? ld : 1;
   const T* tap[K * K];
-  for (int t = 0; t < K * K; ++t) tap[t] = filters.tap(c, t) + group * (filters.transposed ? c.in() : c.out());
-  for (Index k = k0; k < k0 + rows; k += W<T>) {
-    const Index count = std::min<Index>(W<T>, k0 + rows - k), next = k + W<T>;
-    for (int t = 0; t < K * K; ++t) {
-      pack_panel({tap[t], ld, filters.transposed}, c.out(), k, count, panel, taps + t * W<T> * kPanel<T>);
-    }
-    for (Index at = 0; at < count * width; at += W<T>) {
-      // Meanwhile the next rows come from memory: a line of each tap for each vector here.
-      const Index line = at / W<T>, j = panel * kPanel<T>;
-      const Index soon = filters.transposed ? (j + std::min(line, columns - 1)) * ld + next
-                                            : (next + at / width) * ld + j + at % width;
-      Vec<T> half[F::A][K];
-      _Pragma("GCC unroll 1") for (int j = 0; j < K; ++j) {
-        Vec<T> g[K], v[F::A];
-        LEC7_UNROLL
-        for (int i = 0; i < K; ++i) {
-          g[i] = load(taps + (i * K + j) * W<T> * kPanel<T> + at);
-          if (next < c.in()) __builtin_prefetch(tap[i * K + j] + soon, 0, 2);
-        }
-        F::template evaluate<K>(g, v);
-        F::scale_points(v);
-        LEC7_UNROLL
-        for (int i = 0; i < F::A; ++i) half[i][j] = v[i];
+  for (int t = 0; t < K * K; ++t) {
+    tap[t] = filters.tap(c, t) + group * (filters.transposed ? c.in() : c.out()) + panel * kPanel<T> * column_step;
+  }
+  for (Index k = 0; k < rows; k += W<T>) {
+    const Index count = std::min<Index>(W<T>, rows - k);
+    for (Index v = 0; v < width; v += W<T>) {
+      const Index at = (k0 + k) * row_step + v * column_step;
+      // The next rows come from memory meanwhile.
+      const Index soon = k0 + k + 2 * W<T> <= c.in() ? at + W<T> * row_step : at;
+      Vec<T> taps[K * K][W<T>];
+      for (int t = 0; t < K * K; ++t) {
+        load_square(tap[t] + at, ld, filters.transposed, count, std::min<Index>(W<T>, columns - v), taps[t]);
       }
-      T* to = out + (k - k0) * width + at;
-      _Pragma("GCC unroll 1") for (int i = 0; i < F::A; ++i) {
-        Vec<T> v[F::A];
-        F::template evaluate<K>(half[i], v);
-        F::scale_points(v);
-        LEC7_UNROLL
-        for (int j = 0; j < F::A; ++j) store(to + j * point_stride, v[j]);
-        to += F::A * point_stride;
+      for (Index row = 0; row < count; ++row) {
+        const Index line = filters.transposed ? std::min(row, columns - v - 1) : row;
+        Vec<T> half[F::A][K];
+        _Pragma("GCC unroll 1") for (int j = 0; j < K; ++j) {
+          Vec<T> g[K], p[F::A];
+          LEC7_UNROLL
+          for (int i = 0; i < K; ++i) {
+            g[i] = taps[i * K + j][row];
+            __builtin_prefetch(tap[i * K + j] + soon + line * ld, 0, 2);
+          }
+          F::template evaluate<K>(g, p);
+          F::scale_points(p);
+          LEC7_UNROLL
+          for (int i = 0; i < F::A; ++i) half[i][j] = p[i];
+        }
+        T* to = out + (k + row) * width + v;
+        _Pragma("GCC unroll 1") for (int i = 0; i < F::A; ++i) {
+          Vec<T> p[F::A];
+          F::template evaluate<K>(half[i], p);
+          F::scale_points(p);
+          LEC7_UNROLL
+          for (int j = 0; j < F::A; ++j) store(to + j * point_stride, p[j]);
+          to += F::A * point_stride;
+        }
       }
     }
   }
@@ -363,13 +377,13 @@ void convolve_many_tiles(const Group<P, K>& g) {
   const Index filter_stride = k * kPanel<T> + W<T>, x_stride = block * k + W<T>,
               product_stride = block * kPanel<T> + W<T>;
   memory::Buffer<T> transformed(panels * F::points * filter_stride);
-  Scratch<T> scratch(kParallel, F::points * (x_stride + product_stride)), taps(kParallel, K * K * W<T> * kPanel<T>);
+  Scratch<T> scratch(kParallel, F::points * (x_stride + product_stride));
   parallel_region(kParallel, [&](const Team& team) {
     const Index pieces = ceil_div(k, kFilterRows);
     team.for_each(panels * pieces, [&](Index task) {
       const Index panel = task / pieces, k0 = task % pieces * kFilterRows;
       T* const out = transformed.data() + panel * F::points * filter_stride;
-      transform_filters<P, K>(g.c, g.filters, g.group, k0, std::min(kFilterRows, k - k0), panel, taps[team.thread],
+      transform_filters<P, K>(g.c, g.filters, g.group, k0, std::min(kFilterRows, k - k0), panel,
                               out + k0 * PackedB<T>::padded_columns(g.width(panel)), filter_stride);
     });
     T* const x_points = scratch[team.thread];
@@ -400,8 +414,7 @@ void convolve_few_tiles(const Group<P, K>& g) {
   const Index x_stride = block * chunk + W<T>, filter_stride = chunk * kPanel<T> + W<T>,
               product_stride = block * kPanel<T> + W<T>;
   memory::Buffer<T> x_points(blocks * chunks * F::points * x_stride);
-  Scratch<T> scratch(kParallel, F::points * (filter_stride + product_stride)),
-      taps(kParallel, K * K * W<T> * kPanel<T>);
+  Scratch<T> scratch(kParallel, F::points * (filter_stride + product_stride));
   const auto x_at = [&](Index of_block, Index of_chunk) {
     return x_points.data() + (of_block * chunks + of_chunk) * F::points * x_stride;
   };
@@ -418,8 +431,7 @@ void convolve_few_tiles(const Group<P, K>& g) {
       const Index panel = task / blocks, first = task % blocks * block, count = std::min(block, tiles - first);
       for (Index j = 0; j < chunks; ++j) {
         const Index rows = std::min(chunk, k - j * chunk);
-        transform_filters<P, K>(g.c, g.filters, g.group, j * chunk, rows, panel, taps[team.thread], filter,
-                                filter_stride);
+        transform_filters<P, K>(g.c, g.filters, g.group, j * chunk, rows, panel, filter, filter_stride);
         for (int r = 0; r < F::points; ++r) {
           multiply_packed(count, x_at(task % blocks, j) + r * x_stride, chunk, Order::row_major,
                           PackedB<T>{filter + r * filter_stride, rows, g.width(panel)}, 0, 1,
