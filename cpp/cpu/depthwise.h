@@ -1,0 +1,20 @@
+// Depthwise convolution, one channel a filter: what conv.cpp asks of depthwise.cpp.
+#pragma once
+
+#include "lec7/activation.h"
+#include "patches.h"
+
+namespace lec7::cpu::LEC7_ISA {
+
+inline bool is_depthwise(const Convolution& c) { return c.in() == 1 && c.out() == 1 && c.groups > 1; }
+
+// y = activation(convolution of x + bias)
+template <class T>
+void convolve_depthwise(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias,
+                        Activation activation, T* y);
+
+// dweight of the convolution c of x, with the taps turned around under `flip`.
+template <class T>
+void depthwise_weight_gradient(const Convolution& c, bool flip, const T* dy, const T* x, T* dweight);
+
+}  // namespace lec7::cpu::LEC7_ISA
