@@ -26,7 +26,8 @@ namespace lec7::cpu::LEC7_ISA {
 namespace {
 
 constexpr Index kHandedNumbers = Index{1} << 22;  // few channels: images a pass
-// ---- Variants ----
+
+// ---- The rule ----
 
 bool is_pointwise(const Convolution& c) {
   if (c.taps() != 1 || c.groups != 1 || !c.dense()) return false;
