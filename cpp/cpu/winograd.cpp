@@ -461,6 +461,7 @@ void convolve_groups(const Convolution& c, const T* x, const Filters<T>& filters
 
 constexpr Index kGradientTiles = 256;      // that a sum runs over at a time; at most kKBlock
 constexpr Index kTileGroup = 4;            // tiles a task
+constexpr Index kOnePassTiles = 64;        // up to so many, sums cost more memory than x and dy
 constexpr Index kOwnSums = 160 * 1000;     // numbers of sums that a task can have for itself, in L2
 constexpr Index kOwnNumbers = 300 * 1000;  // with a block of x and dy beside them
 constexpr Index kGradientChunks = 16;      // tasks then, of
@@ -512,17 +513,17 @@ struct Gradient {
                     ld_sum(), static_cast<const T*>(nullptr), accumulate);
   }
 
-  // Channel `row` of the filters (K, K, C, F) from the sums at the points; tap t goes to place t, or from the end.
-  void transform_sums(Index row, const T* sums, bool from_end, T* filters) const {
-    for_lanes<T>(c.out(), [&](Index j, auto lanes) {
-      const T* const sum = sums + row * ld_sum() + j;
+  // Filters [j, j + width) of channel `row` of an array (K, K, C, F), from their sums at the points, `stride` apart.
+  // Tap t goes to place t, or to place t from the end.
+  void transform_sums(Index row, Index j, Index width, const T* sums, Index stride, bool from_end, T* filters) const {
+    for_lanes<T>(width, [&](Index v, auto lanes) {
       Vec<T> half[K][F::A];
       _Pragma("GCC unroll 1") for (int a = 0; a < F::A; ++a) {
-        Vec<T> v[F::A], g[K];
+        Vec<T> p[F::A], g[K];
         LEC7_UNROLL
-        for (int i = 0; i < F::A; ++i) v[i] = load_lanes(sum + (i * F::A + a) * sum_stride(), lanes);
-        F::scale_points(v);
-        F::template evaluate_transposed<K>(v, g);
+        for (int i = 0; i < F::A; ++i) p[i] = load_lanes(sums + (i * F::A + a) * stride + v, lanes);
+        F::scale_points(p);
+        F::template evaluate_transposed<K>(p, g);
         LEC7_UNROLL
         for (int i = 0; i < K; ++i) half[i][a] = g[i];
       }
@@ -532,7 +533,7 @@ struct Gradient {
         F::template evaluate_transposed<K>(half[i], g);
         for (int o = 0; o < K; ++o) {
           const Index tap = from_end ? K * K - 1 - (i * K + o) : i * K + o;
-          store_lanes(filters + (tap * c.in() + row) * c.filters + group * c.out() + j, g[o], lanes);
+          store_lanes(filters + (tap * c.in() + row) * c.filters + group * c.out() + j + v, g[o], lanes);
         }
       }
     });
@@ -557,7 +558,9 @@ void gradient_by_chunks(Gradient<P, K> g, T* parts, Index chunks, Index chunk) {
         for (Index i = 0; i < count; ++i) g.transform_tile(first, i, count, x_points, dy_points);
         for (int r = 0; r < F::points; ++r) g.add_products(r, count, x_points, dy_points, sums, first > begin);
       }
-      for (Index row = 0; row < g.c.in(); ++row) g.transform_sums(row, sums, false, parts + task * part_size);
+      for (Index row = 0; row < g.c.in(); ++row) {
+        g.transform_sums(row, 0, g.c.out(), sums + row * g.ld_sum(), g.sum_stride(), false, parts + task * part_size);
+      }
     });
   });
 }
@@ -581,7 +584,36 @@ void gradient_by_points(Gradient<P, K> g, T* dweight) {
         g.add_products(r, count, x_points.data(), dy_points.data(), sums.data(), first > 0);
       });
     }
-    team.for_each(g.c.in(), [&](Index row) { g.transform_sums(row, sums.data(), g.flip, dweight); });
+    team.for_each(g.c.in(), [&](Index row) {
+      g.transform_sums(row, 0, g.c.out(), sums.data() + row * g.ld_sum(), g.sum_stride(), g.flip, dweight);
+    });
+  });
+}
+
+// Few tiles, in one pass: a task takes a block of the sums, which stays in the cache, from the products to dweight.
+template <int P, int K>
+void gradient_in_one_pass(Gradient<P, K> g, T* dweight) {
+  using F = Filtering<P, K>;
+  const Index tiles = g.tiling.count(), k = g.c.in(), panels = g.panels(), row_blocks = ceil_div(k, kFilterRows);
+  const Index stride = kFilterRows * kPanel<T> + W<T>;
+  memory::Buffer<T> x_points(F::points * g.x_stride()), dy_points(F::points * g.dy_stride());
+  Scratch<T> scratch(kParallel, F::points * stride);
+  parallel_region(kParallel, [&](const Team& team) {
+    team.for_each(tiles, [&](Index i) { g.transform_tile(0, i, tiles, x_points.data(), dy_points.data()); });
+    T* const sums = scratch[team.thread];
+    team.for_each(row_blocks * panels, [&](Index task) {
+      const Index panel = task / row_blocks, first = task % row_blocks * kFilterRows;
+      const Index rows = std::min(kFilterRows, k - first), j = panel * kPanel<T>;
+      const Index width = std::min(kPanel<T>, g.c.out() - j);
+      for (int r = 0; r < F::points; ++r) {
+        multiply_packed(rows, x_points.data() + r * g.x_stride() + first, g.ld_x(), Order::transposed,
+                        PackedB<T>{dy_points.data() + r * g.dy_stride() + j * tiles, tiles, width}, 0, 1,
+                        sums + r * stride, kPanel<T>, static_cast<const T*>(nullptr), false);
+      }
+      for (Index row = 0; row < rows; ++row) {
+        g.transform_sums(first + row, j, width, sums + row * kPanel<T>, stride, g.flip, dweight);
+      }
+    });
   });
 }
 
@@ -601,6 +633,7 @@ void gradient_of_groups(const Convolution& c, bool flip, const T* dy, const T* x
   for (Index i = 0; i < c.groups; ++i) {
     const Gradient<P, K> gradient{c, i, flip, dy, x, zeros.data(), ceil_div(chunk, passes)};
     if (own) gradient_by_chunks(gradient, parts.data(), ceil_div(tiles, chunk), chunk);
+    else if (tiles <= kOnePassTiles) gradient_in_one_pass(gradient, dweight);
     else gradient_by_points(gradient, dweight);
   }
   if (own) add_parts(ceil_div(tiles, chunk), K * K, c.in() * c.filters, flip, parts.data(), dweight);
