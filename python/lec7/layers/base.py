@@ -95,10 +95,19 @@ class Layer:
         """Floating-point operations of one forward pass; a multiply-add counts as two."""
         return 0
 
+    def wanted(self, *names: str) -> dict[str, Array | None]:
+        """The ``needs`` of an op's backward: ``names``, and the gradient of each parameter.
+
+        A gradient to which nothing was added yet, all zeros, is given as the array to write to: a second
+        array of that size, and adding it up, are saved. ``accumulate`` takes the results.
+        """
+        grads = {f"d{name}": None if grad.any() else grad for name, grad in self._grads.items()}
+        return {**dict.fromkeys(names), **grads}
+
     def accumulate(self, **grads: Array | None) -> None:
-        """Add each gradient that is wanted and there to ``self.grads``."""
+        """Add each gradient that is wanted and there to ``self.grads``, unless it was written there."""
         for name, grad in grads.items():
-            if grad is not None and name in self._grads:
+            if grad is not None and name in self._grads and grad is not self._grads[name]:
                 self._grads[name] += grad
 
 

@@ -65,7 +65,7 @@ class BatchNorm(Layer):
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         x, saved, training = cache
-        needs = [*(["dx"] if needs_dx else []), "dgamma", "dbeta"]
+        needs = self.wanted(*(["dx"] if needs_dx else []))
         dx, dgamma, dbeta = ops.batch_norm_backward(
             dy, x, self.params["gamma"], saved, training=training, needs=needs
         )
@@ -95,7 +95,7 @@ class LayerNorm(Layer):
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         x, saved = cache
-        needs = [*(["dx"] if needs_dx else []), "dgamma", "dbeta"]
+        needs = self.wanted(*(["dx"] if needs_dx else []))
         dx, dgamma, dbeta = ops.layer_norm_backward(dy, x, self.params["gamma"], saved, needs=needs)
         self.accumulate(gamma=dgamma, beta=dbeta)
         return dx
