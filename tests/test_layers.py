@@ -315,6 +315,9 @@ def test_sequential_skips_gradients_nobody_needs(rng: np.random.Generator) -> No
     y, cache = network.forward(x)
     assert network.backward(y, cache, needs_dx=False) is None
     assert asked == [True, False]
+    with pytest.raises(RuntimeError, match="Sequential: an earlier backward has used this cache up"):
+        network.backward(y, cache)
+    y, cache = network.forward(x)
     assert network.backward(y, cache) is not None
     assert asked[2:] == [True, True]
 

@@ -76,7 +76,8 @@ py::tuple attention_backward(py::handle dy_, py::handle q_, py::handle k_, py::h
                                                  {"mask", arguments.additive() ? arguments.mask : Array()}});
   const AttentionShape shape =
       attention_backward_shape(dy.shape(), q.shape(), k.shape(), v.shape(), y.shape(), lse.shape());
-  const auto [need_dq, need_dk, need_dv] = parse_needs<3>("attention", needs_, {"dq", "dk", "dv"}, {dy_, q_, k_, v_, y_, lse_, mask_});
+  const auto [need_dq, need_dk, need_dv] =
+      parse_needs<3>("attention", needs_, {"dq", "dk", "dv"}, {dy_, q_, k_, v_, y_, lse_, mask_});
   Array dq, dk, dv;
   with_float(dtype, [&, need_dq = need_dq, need_dk = need_dk, need_dv = need_dv]<class T> {
     const AttentionParams<T> params = arguments.params<T>(shape);

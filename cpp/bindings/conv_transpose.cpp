@@ -43,7 +43,8 @@ py::tuple conv_transpose_backward(py::handle dy_, py::handle x_, py::handle weig
   const ConvTransposeOptions options = parse_options(op, spatial, stride, padding, output_padding, groups);
   const ConvTransposeShape shape =
       conv_transpose_backward_shape(op, spatial, dy.shape(), x.shape(), weight.shape(), options);
-  const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_});
+  const auto [need_dx, need_dweight, need_dbias] =
+      parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_});
   const Array dx = gradient_array(need_dx, dtype, x.shape());
   const Array dweight = gradient_array(need_dweight, dtype, weight.shape());
   const Array dbias = gradient_array(need_dbias, dtype, Shape{shape.filters()});

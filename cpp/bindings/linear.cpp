@@ -27,7 +27,8 @@ py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, py:
   const DType dtype = common_dtype("linear", {{"dy", dy}, {"x", x}, {"weight", weight}, {"y", y}});
   const Activation activation = activation_of("linear", activation_);
   const LinearShape shape = linear_backward_shape(dy.shape(), x.shape(), weight.shape(), y.shape_or_null(), activation);
-  const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>("linear", needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_, y_});
+  const auto [need_dx, need_dweight, need_dbias] =
+      parse_needs<3>("linear", needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_, y_});
   const Array dx = gradient_array(need_dx, dtype, x.shape());
   const Array dweight = gradient_array(need_dweight, dtype, weight.shape());
   const Array dbias = gradient_array(need_dbias, dtype, Shape{shape.out});

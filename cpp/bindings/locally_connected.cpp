@@ -30,7 +30,8 @@ py::tuple locally_connected_backward(py::handle dy_, py::handle x_, py::handle w
   const DType dtype = common_dtype(op, {{"dy", dy}, {"x", x}, {"weight", weight}});
   const LocallyConnectedShape shape =
       locally_connected_backward_shape(dy.shape(), x.shape(), weight.shape(), parse_per_axis(op, "stride", stride, 2));
-  const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_});
+  const auto [need_dx, need_dweight, need_dbias] =
+      parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_});
   const Array dx = gradient_array(need_dx, dtype, x.shape());
   const Array dweight = gradient_array(need_dweight, dtype, weight.shape());
   const Array dbias = gradient_array(need_dbias, dtype, Shape{shape.height.out, shape.width.out, shape.filters});

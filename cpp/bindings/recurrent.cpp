@@ -115,8 +115,8 @@ py::tuple backward(std::string_view op, Cell cell, bool step, py::handle dhs_, p
   const auto lengths = read_lengths(op, shape, lengths_);
 
   const char* const dh_name = step ? "dh" : "dh0";
-  const std::initializer_list<py::handle> inputs = {dhs_, dh_last_,  dc_last_,  x_,  h0_,
-                                                    c0_,  weight_x_, weight_h_, hs_, to_python(gates), to_python(cells)};
+  const std::initializer_list<py::handle> inputs = {
+      dhs_, dh_last_, dc_last_, x_, h0_, c0_, weight_x_, weight_h_, hs_, to_python(gates), to_python(cells)};
   std::array<Wanted, 6> needs;
   if (lstm) {
     needs = parse_needs<6>(op, needs_, {"dx", "dweight_x", "dweight_h", "dbias", dh_name, step ? "dc" : "dc0"}, inputs);

@@ -43,7 +43,7 @@ def wanted(op: str, needs: Collection[str] | None, *names: str) -> tuple[bool, .
 
 
 def delivers(op: str, *names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A backward whose gradients are written to the arrays that `needs` gives for them, where it is a dict."""
+    """A backward that writes its gradients to the arrays that `needs`, where it is a dict, gives."""
 
     def decorate(backward: Callable[P, R]) -> Callable[P, R]:
         @functools.wraps(backward)
@@ -65,6 +65,6 @@ def _deliver(op: str, name: str, gradient: ndarray | None, into: ndarray | None)
         return gradient
     expect_shape(op, name, into, gradient.shape)
     if into.dtype != gradient.dtype:
-        raise TypeError(f"{op}: {name} is written as {gradient.dtype}; got {into.dtype} of shape {into.shape}")
+        raise TypeError(f"{op}: {name} is written as {gradient.dtype}; got {into.dtype} {into.shape}")
     into[...] = gradient
     return into

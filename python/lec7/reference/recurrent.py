@@ -117,7 +117,8 @@ def lstm_step_backward(
     dweight_x = x.T @ dz;  dweight_h = h.T @ dz;  dbias = sum_n dz
 
     Args:    dh_next, dc_next: (N, H), or None for 0.  x, h, c, weight_x, weight_h: those of the forward.
-             h_next, saved: its results.  needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
+             h_next, saved: its results.
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, D), dh (N, H), dc (N, H), dweight_x (D, 4H), dweight_h (H, 4H), dbias (4H,);
              None for those not wanted.
     Raises:  ValueError: shapes do not fit; unknown gradient name.
