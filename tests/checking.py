@@ -187,8 +187,8 @@ def honours_needs(
         name, gradient = names[-1], np.asarray(every[-1])
         with pytest.raises(ValueError, match=name):
             backward(ops, {name: np.empty((*gradient.shape, 2), gradient.dtype)})
+        other = np.float32 if gradient.dtype == np.float64 else np.float64
         with pytest.raises(TypeError, match=name):
-            other = np.float32 if gradient.dtype == np.float64 else np.float64
             backward(ops, {name: np.empty(gradient.shape, other)})
 
 

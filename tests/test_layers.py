@@ -309,7 +309,7 @@ def test_a_first_gradient_is_written_where_it_is_kept(backend: str, rng: np.rand
     x = rng.standard_normal((5, 30)).astype(np.float32)
     dy = rng.standard_normal((5, 40)).astype(np.float32)
     with lec7.use_backend(backend):
-        y, cache = layer.forward(x)
+        _, cache = layer.forward(x)
         layer.backward(dy, cache)
         once = kept.copy()
         np.testing.assert_array_equal(once, lec7.ops.linear_backward(dy, x, layer.params["weight"])[1])
