@@ -162,7 +162,10 @@ def same_bits(backend: ModuleType, run: Run, *arrays: Any) -> None:
 def honours_needs(
     backend: ModuleType, backward: Callable[..., tuple[Any, ...]], names: Sequence[str]
 ) -> None:
-    """`backward(ops, needs)` gives the gradients asked for, equal to those of needs=None, and no others."""
+    """`backward(ops, needs)` gives the gradients asked for, equal to those of needs=None, and no others.
+
+    Where `needs` is a dict with arrays, it writes to them; those that do not fit are refused.
+    """
     for ops in (reference, backend):
         every = backward(ops, None)
         assert len(every) == len(names)
@@ -173,6 +176,20 @@ def honours_needs(
         for wrong in (("dnothing",), (names[0], "weight")):
             with pytest.raises(ValueError, match="needs"):
                 backward(ops, wrong)
+        into: dict[str, Any] = {
+            name: np.full_like(g, np.nan) for name, g in zip(names, every, strict=True) if name != names[0]
+        }
+        for needs in (into, {names[0]: None, **into}):
+            written = backward(ops, needs)
+            expected = [g if name in needs else None for name, g in zip(names, every, strict=True)]
+            _same(f"needs={needs.keys()}", expected, written)
+            assert all(a is into[name] for name, a in zip(names, written, strict=True) if name in into)
+        name, gradient = names[-1], np.asarray(every[-1])
+        with pytest.raises(ValueError, match=name):
+            backward(ops, {name: np.empty((*gradient.shape, 2), gradient.dtype)})
+        other = np.float32 if gradient.dtype == np.float64 else np.float64
+        with pytest.raises(TypeError, match=name):
+            backward(ops, {name: np.empty(gradient.shape, other)})
 
 
 def check_gradients(forward: Callable[..., Any], backward: Callable[..., Any], *arrays: ndarray) -> None:

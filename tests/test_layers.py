@@ -302,6 +302,22 @@ def test_gradients_are_added(rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(grad, 2 * once[name])
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_a_first_gradient_is_written_where_it_is_kept(backend: str, rng: np.random.Generator) -> None:
+    layer = L.Linear(30, 40, rng=rng)
+    kept = layer.grads["weight"]
+    x = rng.standard_normal((5, 30)).astype(np.float32)
+    dy = rng.standard_normal((5, 40)).astype(np.float32)
+    with lec7.use_backend(backend):
+        _, cache = layer.forward(x)
+        layer.backward(dy, cache)
+        once = kept.copy()
+        np.testing.assert_array_equal(once, lec7.ops.linear_backward(dy, x, layer.params["weight"])[1])
+        layer.backward(dy, cache)
+    assert layer.grads["weight"] is kept
+    np.testing.assert_array_equal(kept, once + once)
+
+
 def test_sequential_skips_gradients_nobody_needs(rng: np.random.Generator) -> None:
     asked: list[bool] = []
 
@@ -315,6 +331,9 @@ def test_sequential_skips_gradients_nobody_needs(rng: np.random.Generator) -> No
     y, cache = network.forward(x)
     assert network.backward(y, cache, needs_dx=False) is None
     assert asked == [True, False]
+    with pytest.raises(RuntimeError, match="Sequential: an earlier backward has used this cache up"):
+        network.backward(y, cache)
+    y, cache = network.forward(x)
     assert network.backward(y, cache) is not None
     assert asked[2:] == [True, True]
 

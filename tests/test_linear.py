@@ -167,3 +167,16 @@ def test_linear_rejects():
     rejects(TypeError, ("linear", "float16", (5,)), _cpu.linear_forward, x, weight, bias.astype(np.float16))
     rejects(TypeError, ("matmul", "int32", (3, 5)), _cpu.matmul, x, weight.astype(np.int32))
     rejects(ValueError, ("linear", "needs"), _cpu.linear_backward, dy, x, weight, needs="dx")
+    both = np.empty(2 * x.size, x.dtype)
+    twice = {"dx": both[: x.size].reshape(x.shape), "dweight": both[: weight.size].reshape(weight.shape)}
+    readonly = np.empty_like(weight)
+    readonly.flags.writeable = False
+    for message, needs in (
+        ("dweight shares memory", {"dweight": weight}),
+        ("dx shares memory", {"dx": x}),
+        ("dweight shares memory", twice),
+        ("read-only", {"dweight": readonly}),
+        ("contiguous", {"dweight": np.empty(weight.shape[::-1], weight.dtype).T}),
+    ):
+        rejects(ValueError, ("linear", message), _cpu.linear_backward, dy, x, weight, needs=needs)
+    rejects(TypeError, ("linear", "dweight"), _cpu.linear_backward, dy, x, weight, needs={"dweight": [1.0]})

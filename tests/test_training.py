@@ -185,6 +185,100 @@ def test_a_loss_that_is_not_finite_stops_before_the_update() -> None:
     assert trainer.step_count == 1
 
 
+def normalized(**options) -> Trainer:
+    rng = np.random.default_rng(0)
+    model = Sequential(Linear(6, 8, rng=rng), BatchNorm(8), Dropout(0.1, rng=rng), Linear(8, 3, rng=rng))
+    return Trainer(model, optimizers.SGD(), losses.softmax_cross_entropy, rng=rng, schedule=0.1, **options)
+
+
+def test_a_refused_step_leaves_the_buffers() -> None:
+    refused, untroubled = normalized(), normalized()
+    for trainer in (refused, untroubled):
+        trainer.step(X, LABELS)
+    before = {name: a.copy() for name, a in refused.model.buffers.items()}
+    assert before["1.running_mean"].any()
+    with pytest.raises(FloatingPointError):
+        refused.step(np.full_like(X, np.nan), LABELS)
+    for name, kept in before.items():
+        np.testing.assert_array_equal(refused.model.buffers[name], kept)
+    for trainer in (refused, untroubled):
+        trainer.step(X, LABELS)
+    np.testing.assert_array_equal(refused.parameters.values, untroubled.parameters.values)
+
+
+def test_a_refused_step_leaves_the_carried_state() -> None:
+    trainer = language_model()
+    x, targets = next(iter(tokens_batches()(np.random.default_rng(0))))
+    trainer.step(x, targets)
+    before = {name: a.copy() for name, a in trainer.model.buffers.items()}
+    trainer.model.params["0.weight"][x[0, 0]] = np.nan
+    with pytest.raises(FloatingPointError):
+        trainer.step(x, targets)
+    assert set(before) >= {"1.h", "1.c"}
+    for name, kept in before.items():
+        np.testing.assert_array_equal(trainer.model.buffers[name], kept)
+
+
+def test_load_parameters_loads_running_averages(tmp_path: Path) -> None:
+    trainer = normalized()
+    trainer.fit(batches, epochs=1)
+    tensors, state = trainer.state()
+    checkpoint.save(tmp_path / "c", tensors, {"trainer": state})
+    tensors, metadata = checkpoint.load(tmp_path / "c")
+    model = normalized().model
+    load_parameters(Parameters(model), tensors, metadata["trainer"])
+    y, _ = model.forward(X)
+    np.testing.assert_array_equal(y, trainer.model.forward(X)[0])
+
+
+def test_load_parameters_carries_nothing_over() -> None:
+    trainer = language_model()
+    trainer.step(*next(iter(tokens_batches()(np.random.default_rng(0)))))
+    model = language_model().model
+    load_parameters(Parameters(model), *trainer.state())
+    assert set(trainer.model.buffers) - set(model.buffers) == {"1.h", "1.c", "3.h", "3.c"}
+    model.forward(np.zeros((2, 1), np.int32))  # another batch size than the trainer's
+
+
+def test_a_missing_or_misshapen_buffer_is_refused() -> None:
+    trainer = normalized()
+    tensors, state = trainer.state()
+    tensors = {name: a.copy() for name, a in tensors.items()}
+    missing = {name: a for name, a in tensors.items() if name != "buffer.1.running_var"}
+    misshapen = {**tensors, "buffer.1.running_var": np.ones(7, np.float32)}
+    trainer.step(X, LABELS)
+    now = {"parameters": trainer.parameters.values, **trainer.model.buffers}
+    before = {name: a.copy() for name, a in now.items()}
+    for wrong, its in (missing, "none"), (misshapen, r"float32 \(7,\)"):
+        with pytest.raises(ValueError, match=rf"buffer 1\.running_var: .*float32 \(8,\), .* {its}"):
+            trainer.restore(wrong, state)
+    for name, a in {"parameters": trainer.parameters.values, **trainer.model.buffers}.items():
+        np.testing.assert_array_equal(a, before[name])
+
+
+def test_a_frozen_batch_norm_keeps_its_running_averages() -> None:
+    trainer = normalized(frozen=["0.", "1."])
+    norm = trainer.model.children["1"]
+    assert [layer.frozen for layer in trainer.model.children.values()] == [True, True, False, False]
+    norm.buffers["running_mean"][...] = 0.25
+    x = RNG.standard_normal((5, 8)).astype(np.float32)
+    np.testing.assert_array_equal(norm.forward(x, training=True)[0], norm.forward(x)[0])
+    values = trainer.parameters.values.copy()
+    trainer.step(X, LABELS)
+    assert (norm.buffers["running_mean"] == 0.25).all()
+    assert (norm.buffers["running_var"] == 1).all()
+    assert (trainer.parameters.values != values).any()
+
+    Parameters(trainer.model)  # nothing is frozen any more
+    assert not norm.frozen
+    norm.forward(x, training=True)
+    assert (norm.buffers["running_mean"] != 0.25).all()
+
+
+def test_a_batch_norm_with_gamma_alone_frozen_is_not_frozen() -> None:
+    assert not normalized(frozen=["1.gamma"]).model.children["1"].frozen
+
+
 def test_minibatches_take_each_row_once() -> None:
     parts = list(minibatches(np.arange(10), np.arange(10) * 2, 4, np.random.default_rng(0)))
     assert [len(x) for x, _ in parts] == [4, 4, 2]

@@ -166,6 +166,21 @@ Array inout_array(std::string_view op, const char* argument, py::handle value) {
   return array;
 }
 
+Array gradient_array(const Wanted& gradient, DType dtype, const Shape& shape) {
+  if (!gradient.wanted) return {};
+  if (gradient.into.is_none()) return new_array(dtype, shape);
+  Array array = inout_array(gradient.op, gradient.name, gradient.into);
+  if (array.dtype() != dtype) {
+    throw py::type_error(std::string(gradient.op) + ": " + gradient.name + " is written as " + name_of(dtype) +
+                         "; got " + described(as_array(gradient.into)));
+  }
+  if (!(array.shape() == shape)) {
+    fail(gradient.op, std::string("the array given for ") + gradient.name + " must have the gradient's shape",
+         {{gradient.name, array.shape()}, {"gradient", shape}});
+  }
+  return array;
+}
+
 bool may_share_memory(py::handle a, py::handle b) {
   if (!PyArray_Check(a.ptr()) || !PyArray_Check(b.ptr())) return false;
   const auto [a_low, a_high] = bounds(as_array(a));

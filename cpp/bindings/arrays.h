@@ -76,13 +76,24 @@ void with_float(DType dtype, Body&& body) {
   else body.template operator()<float>();
 }
 
-// Which gradients a backward should compute: `needs` (None: all) against their names.
+// A gradient that a backward may be asked for, and the array that it should be written to (None: a new one).
+struct Wanted {
+  std::string_view op;
+  const char* name = nullptr;
+  py::object into;
+  bool wanted = false;
+};
+
+// Which gradients a backward should compute: `needs` (None: all) against their names. A dict also gives arrays to write
+// them to, which share no memory with the op's inputs or each other: kernels read while they write.
 template <std::size_t N>
-std::array<bool, N> parse_needs(std::string_view op, py::handle needs, const std::array<const char*, N>& names) {
-  std::array<bool, N> wanted;
-  wanted.fill(needs.is_none());
-  if (needs.is_none()) return wanted;
+std::array<Wanted, N> parse_needs(std::string_view op, py::handle needs, const std::array<const char*, N>& names,
+                                  std::initializer_list<py::handle> inputs) {
+  std::array<Wanted, N> result;
+  for (std::size_t i = 0; i < N; ++i) result[i] = {op, names[i], py::none(), needs.is_none()};
+  if (needs.is_none()) return result;
   if (py::isinstance<py::str>(needs)) fail(op, "needs is None or a collection of gradient names, not one string");
+  const bool gives_arrays = PyDict_Check(needs.ptr());
   for (const py::handle item : needs) {
     const std::string text = py::str(item);
     std::size_t i = 0;
@@ -92,15 +103,25 @@ std::array<bool, N> parse_needs(std::string_view op, py::handle needs, const std
       for (const char* name : names) rule += std::string(" ") + name;
       fail(op, rule + "; got \"" + text + "\"");
     }
-    wanted[i] = true;
+    result[i].wanted = true;
+    if (gives_arrays) result[i].into = py::reinterpret_borrow<py::object>(PyDict_GetItem(needs.ptr(), item.ptr()));
   }
-  return wanted;
+  for (std::size_t i = 0; gives_arrays && i < N; ++i) {
+    bool shares = false;
+    for (const py::handle input : inputs) shares = shares || may_share_memory(result[i].into, input);
+    for (std::size_t j = 0; j < i; ++j) shares = shares || may_share_memory(result[i].into, result[j].into);
+    if (shares) fail(op, std::string(names[i]) + " shares memory with an input or another gradient");
+  }
+  return result;
 }
 
-// A gradient, or nothing where it is not wanted (its data() is null then, and it becomes None).
+// A result that may not be wanted (its data() is null then, and it becomes None).
 inline Array new_array_if(bool wanted, DType dtype, const Shape& shape) {
   return wanted ? new_array(dtype, shape) : Array();
 }
+// A gradient: new, the array that `needs` gave for it, or nothing where it is not wanted.
+Array gradient_array(const Wanted& gradient, DType dtype, const Shape& shape);
+
 inline py::object to_python(const Array& array) { return array.given() ? array.object() : py::none(); }
 
 template <class... Arrays>

@@ -76,13 +76,14 @@ py::tuple attention_backward(py::handle dy_, py::handle q_, py::handle k_, py::h
                                                  {"mask", arguments.additive() ? arguments.mask : Array()}});
   const AttentionShape shape =
       attention_backward_shape(dy.shape(), q.shape(), k.shape(), v.shape(), y.shape(), lse.shape());
-  const auto [need_dq, need_dk, need_dv] = parse_needs<3>("attention", needs_, {"dq", "dk", "dv"});
+  const auto [need_dq, need_dk, need_dv] =
+      parse_needs<3>("attention", needs_, {"dq", "dk", "dv"}, {dy_, q_, k_, v_, y_, lse_, mask_});
   Array dq, dk, dv;
   with_float(dtype, [&, need_dq = need_dq, need_dk = need_dk, need_dv = need_dv]<class T> {
     const AttentionParams<T> params = arguments.params<T>(shape);
-    dq = new_array_if(need_dq, dtype, q.shape());
-    dk = new_array_if(need_dk, dtype, k.shape());
-    dv = new_array_if(need_dv, dtype, v.shape());
+    dq = gradient_array(need_dq, dtype, q.shape());
+    dk = gradient_array(need_dk, dtype, k.shape());
+    dv = gradient_array(need_dv, dtype, v.shape());
     const py::gil_scoped_release unlocked;
     LEC7_PICK(attention_backward<T>)
     (shape, params, dy.data<T>(), q.data<T>(), k.data<T>(), v.data<T>(), y.data<T>(), lse.data<T>(), dq.data<T>(),

@@ -47,10 +47,11 @@ py::tuple conv_backward(py::handle dy_, py::handle x_, py::handle weight_, py::h
   const ConvOptions options = parse_options(op, spatial, stride, padding, dilation, groups, flip, activation);
   const ConvShape shape =
       conv_backward_shape(op, spatial, dy.shape(), x.shape(), weight.shape(), y.shape_or_null(), options);
-  const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"});
-  const Array dx = new_array_if(need_dx, dtype, x.shape());
-  const Array dweight = new_array_if(need_dweight, dtype, weight.shape());
-  const Array dbias = new_array_if(need_dbias, dtype, Shape{shape.filters});
+  const auto [need_dx, need_dweight, need_dbias] =
+      parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_, y_});
+  const Array dx = gradient_array(need_dx, dtype, x.shape());
+  const Array dweight = gradient_array(need_dweight, dtype, weight.shape());
+  const Array dbias = gradient_array(need_dbias, dtype, Shape{shape.filters});
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(conv_backward<T>)

@@ -43,10 +43,11 @@ py::tuple conv_transpose_backward(py::handle dy_, py::handle x_, py::handle weig
   const ConvTransposeOptions options = parse_options(op, spatial, stride, padding, output_padding, groups);
   const ConvTransposeShape shape =
       conv_transpose_backward_shape(op, spatial, dy.shape(), x.shape(), weight.shape(), options);
-  const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"});
-  const Array dx = new_array_if(need_dx, dtype, x.shape());
-  const Array dweight = new_array_if(need_dweight, dtype, weight.shape());
-  const Array dbias = new_array_if(need_dbias, dtype, Shape{shape.filters()});
+  const auto [need_dx, need_dweight, need_dbias] =
+      parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_});
+  const Array dx = gradient_array(need_dx, dtype, x.shape());
+  const Array dweight = gradient_array(need_dweight, dtype, weight.shape());
+  const Array dbias = gradient_array(need_dbias, dtype, Shape{shape.filters()});
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(conv_transpose_backward<T>)

@@ -27,10 +27,11 @@ py::tuple linear_backward(py::handle dy_, py::handle x_, py::handle weight_, py:
   const DType dtype = common_dtype("linear", {{"dy", dy}, {"x", x}, {"weight", weight}, {"y", y}});
   const Activation activation = activation_of("linear", activation_);
   const LinearShape shape = linear_backward_shape(dy.shape(), x.shape(), weight.shape(), y.shape_or_null(), activation);
-  const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>("linear", needs_, {"dx", "dweight", "dbias"});
-  const Array dx = new_array_if(need_dx, dtype, x.shape());
-  const Array dweight = new_array_if(need_dweight, dtype, weight.shape());
-  const Array dbias = new_array_if(need_dbias, dtype, Shape{shape.out});
+  const auto [need_dx, need_dweight, need_dbias] =
+      parse_needs<3>("linear", needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_, y_});
+  const Array dx = gradient_array(need_dx, dtype, x.shape());
+  const Array dweight = gradient_array(need_dweight, dtype, weight.shape());
+  const Array dbias = gradient_array(need_dbias, dtype, Shape{shape.out});
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(linear_backward<T>)

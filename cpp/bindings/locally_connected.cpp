@@ -30,10 +30,11 @@ py::tuple locally_connected_backward(py::handle dy_, py::handle x_, py::handle w
   const DType dtype = common_dtype(op, {{"dy", dy}, {"x", x}, {"weight", weight}});
   const LocallyConnectedShape shape =
       locally_connected_backward_shape(dy.shape(), x.shape(), weight.shape(), parse_per_axis(op, "stride", stride, 2));
-  const auto [need_dx, need_dweight, need_dbias] = parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"});
-  const Array dx = new_array_if(need_dx, dtype, x.shape());
-  const Array dweight = new_array_if(need_dweight, dtype, weight.shape());
-  const Array dbias = new_array_if(need_dbias, dtype, Shape{shape.height.out, shape.width.out, shape.filters});
+  const auto [need_dx, need_dweight, need_dbias] =
+      parse_needs<3>(op, needs_, {"dx", "dweight", "dbias"}, {dy_, x_, weight_});
+  const Array dx = gradient_array(need_dx, dtype, x.shape());
+  const Array dweight = gradient_array(need_dweight, dtype, weight.shape());
+  const Array dbias = gradient_array(need_dbias, dtype, Shape{shape.height.out, shape.width.out, shape.filters});
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(locally_connected_backward<T>)

@@ -68,10 +68,11 @@ py::tuple batch_backward(py::handle dy_, py::handle x_, py::handle gamma_, py::h
   const Array gamma = float_array(op, "gamma", gamma_), saved = float_array(op, "saved", saved_);
   const DType dtype = common_dtype(op, {{"dy", dy}, {"x", x}, {"gamma", gamma}, {"saved", saved}});
   const NormShape shape = batch_norm_backward_shape(dy.shape(), x.shape(), gamma.shape(), saved.shape(), training);
-  const auto [need_dx, need_dgamma, need_dbeta] = parse_needs<3>(op, needs_, {"dx", "dgamma", "dbeta"});
-  const Array dx = new_array_if(need_dx, dtype, x.shape());
-  const Array dgamma = new_array_if(need_dgamma, dtype, gamma.shape());
-  const Array dbeta = new_array_if(need_dbeta, dtype, gamma.shape());
+  const auto [need_dx, need_dgamma, need_dbeta] =
+      parse_needs<3>(op, needs_, {"dx", "dgamma", "dbeta"}, {dy_, x_, gamma_, saved_});
+  const Array dx = gradient_array(need_dx, dtype, x.shape());
+  const Array dgamma = gradient_array(need_dgamma, dtype, gamma.shape());
+  const Array dbeta = gradient_array(need_dbeta, dtype, gamma.shape());
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(batch_norm_backward<T>)
@@ -104,10 +105,11 @@ py::tuple layer_backward(py::handle dy_, py::handle x_, py::handle gamma_, py::h
   const Array gamma = float_array(op, "gamma", gamma_), saved = float_array(op, "saved", saved_);
   const DType dtype = common_dtype(op, {{"dy", dy}, {"x", x}, {"gamma", gamma}, {"saved", saved}});
   const NormShape shape = layer_norm_backward_shape(dy.shape(), x.shape(), gamma.shape(), saved.shape());
-  const auto [need_dx, need_dgamma, need_dbeta] = parse_needs<3>(op, needs_, {"dx", "dgamma", "dbeta"});
-  const Array dx = new_array_if(need_dx, dtype, x.shape());
-  const Array dgamma = new_array_if(need_dgamma, dtype, gamma.shape());
-  const Array dbeta = new_array_if(need_dbeta, dtype, gamma.shape());
+  const auto [need_dx, need_dgamma, need_dbeta] =
+      parse_needs<3>(op, needs_, {"dx", "dgamma", "dbeta"}, {dy_, x_, gamma_, saved_});
+  const Array dx = gradient_array(need_dx, dtype, x.shape());
+  const Array dgamma = gradient_array(need_dgamma, dtype, gamma.shape());
+  const Array dbeta = gradient_array(need_dbeta, dtype, gamma.shape());
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(layer_norm_backward<T>)

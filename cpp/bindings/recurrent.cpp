@@ -114,24 +114,21 @@ py::tuple backward(std::string_view op, Cell cell, bool step, py::handle dhs_, p
                                                 .saved_cells = cells.shape_or_null()});
   const auto lengths = read_lengths(op, shape, lengths_);
 
-  Array dx, dh0, dc0, dweight_x, dweight_h, dbias;
-  const auto allocate = [&](bool need_dx, bool need_dh, bool need_dc, bool need_wx, bool need_wh, bool need_bias) {
-    dx = new_array_if(need_dx, dtype, x.shape());
-    dh0 = new_array_if(need_dh, dtype, h0.shape());
-    dc0 = new_array_if(need_dc, dtype, h0.shape());
-    dweight_x = new_array_if(need_wx, dtype, weight_x.shape());
-    dweight_h = new_array_if(need_wh, dtype, weight_h.shape());
-    dbias = new_array_if(need_bias, dtype, Shape{shape.gates()});
-  };
   const char* const dh_name = step ? "dh" : "dh0";
+  const std::initializer_list<py::handle> inputs = {
+      dhs_, dh_last_, dc_last_, x_, h0_, c0_, weight_x_, weight_h_, hs_, to_python(gates), to_python(cells)};
+  std::array<Wanted, 6> needs;
   if (lstm) {
-    const auto need =
-        parse_needs<6>(op, needs_, {"dx", dh_name, step ? "dc" : "dc0", "dweight_x", "dweight_h", "dbias"});
-    allocate(need[0], need[1], need[2], need[3], need[4], need[5]);
+    needs = parse_needs<6>(op, needs_, {"dx", "dweight_x", "dweight_h", "dbias", dh_name, step ? "dc" : "dc0"}, inputs);
   } else {
-    const auto need = parse_needs<5>(op, needs_, {"dx", dh_name, "dweight_x", "dweight_h", "dbias"});
-    allocate(need[0], need[1], false, need[2], need[3], need[4]);
+    const auto five = parse_needs<5>(op, needs_, {"dx", "dweight_x", "dweight_h", "dbias", dh_name}, inputs);
+    std::copy(five.begin(), five.end(), needs.begin());
   }
+  const Array dx = gradient_array(needs[0], dtype, x.shape());
+  const Array dweight_x = gradient_array(needs[1], dtype, weight_x.shape());
+  const Array dweight_h = gradient_array(needs[2], dtype, weight_h.shape());
+  const Array dbias = gradient_array(needs[3], dtype, Shape{shape.gates()});
+  const Array dh0 = gradient_array(needs[4], dtype, h0.shape()), dc0 = gradient_array(needs[5], dtype, h0.shape());
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(recurrent_backward<T>)

@@ -1,8 +1,9 @@
 // A bounded caching allocator for results and scratch.
 //
-// A large fresh array costs a page fault for each 4 KiB (2 x 40 MB: 35 ms fresh, 4 ms reused), so
-// freed blocks are kept, by size class, and given out again. Blocks of 2 MiB and more are aligned to
-// 2 MiB and advised to use huge pages.
+// A large fresh array costs a page fault for each 4 KiB (2 x 40 MB: 35 ms fresh, 4 ms reused), so freed
+// blocks are kept and given out again. Small ones wait by size class. Large ones are cut from one range of
+// addresses, advised to use huge pages, where neighbors that are free become one: what the forward pass
+// leaves in many sizes serves the backward pass in others.
 #pragma once
 
 #include <cstddef>

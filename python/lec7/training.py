@@ -39,7 +39,8 @@ class Trainer:
     """Minimizes a loss of a network over batches.
 
     ``schedule`` is a learning rate or a function from the step to it; gradients are scaled down to the
-    norm ``clip``; parameters whose names start with one of ``frozen`` stay as they are. ``rng`` is the
+    norm ``clip``; parameters whose names start with one of ``frozen`` stay as they are, and so do the running
+    averages of a batch norm whose gamma and beta are among them. ``rng`` is the
     generator that ``fit`` hands to ``batches``. ``step_count``, ``epoch`` and ``batch`` (in the epoch)
     count what is done; ``metrics`` are numbers that callbacks want a checkpoint to keep. Set
     ``stopping`` and ``fit`` returns after the step in hand.
@@ -71,8 +72,10 @@ class Trainer:
     def step(self, x: Array, targets: Array) -> StepResult:
         """One update of the parameters from one batch.
 
-        Raises:  FloatingPointError: the loss or the gradient is not finite; the parameters are unchanged.
+        Raises:  FloatingPointError: the loss or the gradient is not finite; parameters and buffers (running
+                 averages, carried states) are as they were.
         """
+        put_buffers_back = self.model.keep_buffers()
         y, cache = self.model.forward(x, training=True)
         loss, dy = self.loss(y, targets)
         self.model.backward(dy, cache, needs_dx=False)
@@ -83,6 +86,7 @@ class Trainer:
         lr = self.schedule(self.step_count)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.parameters.zero_grads()
+            put_buffers_back()
             raise FloatingPointError(
                 f"step {self.step_count + 1}: loss {loss}, gradient norm {norm}; "
                 f"a smaller learning rate (now {lr:g}) or clip (now {self.clip}) may help"
@@ -145,16 +149,16 @@ class Trainer:
 
         Raises:  ValueError: it belongs to another network or optimizer.
         """
-        load_parameters(self.parameters, tensors, state)
         rule = type(self.optimizer).__name__
         if state["optimizer"] != rule:
             raise ValueError(f"restore: the state is of {state['optimizer']}, the optimizer is {rule}")
+        load_parameters(self.parameters, tensors, state)
         prefix = "optimizer."
         self.optimizer.state = {k.removeprefix(prefix): a for k, a in tensors.items() if k.startswith(prefix)}
         self.optimizer.steps = state["optimizer_steps"]
         for owner_prefix, layer in self.model.owners("buffer."):
             own = {k.removeprefix(owner_prefix): a for k, a in tensors.items() if k.startswith(owner_prefix)}
-            layer._buffers = {k: a for k, a in own.items() if "." not in k}
+            layer._buffers = {k: a.copy() for k, a in own.items() if "." not in k}
         self.step_count, self.epoch, self.batch = state["step_count"], state["epoch"], state["batch"]
         self.metrics = dict(state["metrics"])
         self.rng.bit_generator.state = state["rng"]
@@ -162,9 +166,11 @@ class Trainer:
 
 
 def load_parameters(parameters: Parameters, tensors: Mapping[str, Array], state: Mapping[str, Any]) -> None:
-    """Copy the parameters of a ``Trainer.state()`` into a network built the same way.
+    """Copy the parameters and buffers of a ``Trainer.state()`` into a network built the same way.
 
-    Raises:  ValueError: a parameter is missing, another one, or has another shape.
+    What the network carried from call to call is forgotten (``reset``), and nothing is carried over.
+
+    Raises:  ValueError: a parameter or buffer is missing, another one, or has another shape.
     """
     mine = {name: [offset, *shape] for name, (offset, shape) in parameters.layout.items()}
     its = state["layout"]
@@ -178,7 +184,20 @@ def load_parameters(parameters: Parameters, tensors: Mapping[str, Array], state:
         raise ValueError(
             f"the network has {parameters.values.size} numbers, the checkpoint {tensors['parameters'].size}"
         )
+    put_buffers_back = parameters.model.keep_buffers()
+    parameters.model.reset()  # a carried state has any shape; what stays belongs to the network
+    buffers = parameters.model.buffers
+    for name, array in buffers.items():
+        found = tensors.get(f"buffer.{name}")
+        if found is None or (found.shape, found.dtype) != (array.shape, array.dtype):
+            put_buffers_back()
+            its = "none" if found is None else f"{found.dtype} {found.shape}"
+            raise ValueError(
+                f"buffer {name}: the network has {array.dtype} {array.shape}, the checkpoint {its}"
+            )
     parameters.values[...] = tensors["parameters"]
+    for name, array in buffers.items():
+        array[...] = tensors[f"buffer.{name}"]
 
 
 def _describe(place: list[int] | None) -> str:

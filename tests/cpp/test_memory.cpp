@@ -1,6 +1,7 @@
 // The caching allocator.
 #include "lec7/memory.h"
 
+#include <array>
 #include <cstring>
 #include <new>
 #include <thread>
@@ -50,7 +51,7 @@ TEST(blocks_are_large_enough_aligned_and_apart) {
   for (const std::size_t bytes : interesting_sizes()) {
     const Trying size(text(bytes, " bytes"));
     auto* const data = static_cast<unsigned char*>(memory::allocate(bytes));
-    const std::size_t alignment = bytes >= 2 * kMiB ? 2 * kMiB : 64;
+    const std::size_t alignment = bytes >= 64 * 1024 ? 4096 : 64;
     CHECK(reinterpret_cast<std::uintptr_t>(data) % alignment == 0);
     std::memset(data, static_cast<int>(blocks.size()), bytes);
     blocks.push_back({data, bytes});
@@ -75,6 +76,58 @@ TEST(a_freed_block_is_given_out_again) {
     memory::release(second, bytes);
     memory::release(other, bytes);
   }
+}
+
+TEST(neighbors_that_are_free_become_one) {
+  const Limit limit(64 * kMiB);
+  const std::size_t sizes[] = {kMiB, 3 * kMiB / 2, kMiB / 2};
+  for (const auto& order : {std::array{0, 1, 2}, std::array{0, 2, 1}, std::array{2, 1, 0}, std::array{1, 0, 2}}) {
+    void* blocks[3];
+    for (int i = 0; i < 3; ++i) blocks[i] = memory::allocate(sizes[i]);
+    for (const int i : order) memory::release(blocks[i], sizes[i]);
+    void* const whole = memory::allocate(3 * kMiB);
+    CHECK(whole == blocks[0]);
+    check_equal(memory::info().cached, std::size_t{0});
+    memory::release(whole, 3 * kMiB);
+  }
+}
+
+TEST(a_hole_is_used_up_from_its_start) {
+  const Limit limit(64 * kMiB);
+  void* const low = memory::allocate(2 * kMiB);
+  void* const high = memory::allocate(kMiB);
+  memory::release(low, 2 * kMiB);
+  auto* const first = static_cast<char*>(memory::allocate(kMiB / 2));
+  CHECK(first == low);
+  check_equal(memory::info().cached, 3 * kMiB / 2);
+  void* const large = memory::allocate(2 * kMiB);  // more than the rest of the hole
+  CHECK(large > high);
+  void* const rest = memory::allocate(3 * kMiB / 2);
+  CHECK(rest == first + kMiB / 2);
+  check_equal(memory::info().cached, std::size_t{0});
+  memory::release(first, kMiB / 2);
+  memory::release(rest, 3 * kMiB / 2);
+  memory::release(high, kMiB);
+  memory::release(large, 2 * kMiB);
+  check_equal(memory::info().cached, 5 * kMiB);
+}
+
+TEST(what_is_given_back_reads_as_zeros) {
+  const Limit limit(64 * kMiB);
+  void* const below = memory::allocate(kMiB);
+  auto* const block = static_cast<unsigned char*>(memory::allocate(kMiB));
+  std::memset(block, 1, kMiB);
+  memory::release(block, kMiB);
+  memory::empty_cache();
+  check_equal(memory::info().cached, std::size_t{0});
+  const bool poisoned = memory::poisoned();
+  memory::set_poison(false);
+  auto* const again = static_cast<unsigned char*>(memory::allocate(kMiB));
+  CHECK(again == block);
+  for (std::size_t at = 0; at < kMiB; at += 509) CHECK(again[at] == 0);
+  memory::set_poison(poisoned);
+  memory::release(again, kMiB);
+  memory::release(below, kMiB);
 }
 
 TEST(bytes_are_counted) {

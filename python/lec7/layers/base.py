@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -33,6 +33,8 @@ class Layer:
         self._params: dict[str, Array] = {}
         self._grads: dict[str, Array] = {}
         self._buffers: dict[str, Array] = {}
+        #: whether all of its own parameters are: set by ``Parameters``
+        self.frozen = False
 
     def add_parameter(self, name: str, value: Array) -> None:
         self._params[name] = value
@@ -69,15 +71,24 @@ class Layer:
     def buffers(self) -> dict[str, Array]:
         return self._gather("_buffers") if self.children else self._buffers
 
+    def keep_buffers(self) -> Callable[[], None]:
+        """A function that puts ``buffers`` back to what they are now."""
+        kept = [(layer, {k: a.copy() for k, a in layer._buffers.items()}) for _, layer in self.owners()]
+
+        def put_back() -> None:
+            for layer, buffers in kept:
+                layer._buffers = buffers
+
+        return put_back
+
     @contextmanager
     def keeping_buffers(self) -> Iterator[None]:
         """Whatever runs inside leaves no trace in ``buffers``."""
-        kept = [(layer, {k: a.copy() for k, a in layer._buffers.items()}) for _, layer in self.owners()]
+        put_back = self.keep_buffers()
         try:
             yield
         finally:
-            for layer, buffers in kept:
-                layer._buffers = buffers
+            put_back()
 
     def reset(self) -> None:
         """Forget what was carried over from earlier calls: the state of ``Recurrent(carry=True)``."""
@@ -95,10 +106,19 @@ class Layer:
         """Floating-point operations of one forward pass; a multiply-add counts as two."""
         return 0
 
+    def wanted(self, *names: str) -> dict[str, Array | None]:
+        """The ``needs`` of an op's backward: ``names``, and the gradient of each parameter.
+
+        A gradient to which nothing was added yet, all zeros, is given as the array to write to: a second
+        array of that size, and adding it up, are saved. ``accumulate`` takes the results.
+        """
+        grads = {f"d{name}": None if grad.any() else grad for name, grad in self._grads.items()}
+        return {**dict.fromkeys(names), **grads}
+
     def accumulate(self, **grads: Array | None) -> None:
-        """Add each gradient that is wanted and there to ``self.grads``."""
+        """Add each gradient that is wanted and there to ``self.grads``, unless it was written there."""
         for name, grad in grads.items():
-            if grad is not None and name in self._grads:
+            if grad is not None and name in self._grads and grad is not self._grads[name]:
                 self._grads[name] += grad
 
 
@@ -115,10 +135,11 @@ class Parameters:
     Building it moves the network's parameters into ``values`` and leaves views in their layers, so one
     fused update, one norm and one tensor in a checkpoint serve the whole network. An array that two
     layers share is stored once. Names that start with one of ``frozen`` lie behind ``trainable``
-    elements, out of the optimizer's range.
+    elements, out of the optimizer's range; a layer that has no others is ``frozen``.
     """
 
     def __init__(self, model: Layer, *, frozen: Iterable[str] = ()) -> None:
+        self.model = model
         prefixes = tuple(frozen)
         places: dict[int, list[tuple[Layer, str]]] = {}
         first_names: dict[int, str] = {}
@@ -154,6 +175,10 @@ class Parameters:
             value[...] = layer._params[name]
             for layer, name in places[key]:
                 layer._params[name], layer._grads[name] = value, grad
+        learning = {first_names[key] for key in order if self.layout[first_names[key]][0] < self.trainable}
+        learns = {id(layer) for key in order if first_names[key] in learning for layer, _ in places[key]}
+        for _, layer in model.owners():
+            layer.frozen = bool(layer._params) and id(layer) not in learns
 
     def zero_grads(self) -> None:
         self.grads.fill(0)

@@ -29,7 +29,7 @@ def _sum(y: Array, x: Array, *keepers: Any) -> Array:
 
 
 class Sequential(Layer):
-    """Each layer's output is the next one's input."""
+    """Each layer's output is the next one's input. ``backward`` empties the cache, layer by layer."""
 
     def __init__(self, *layers: Layer) -> None:
         super().__init__({str(i): layer for i, layer in enumerate(layers)})
@@ -43,11 +43,15 @@ class Sequential(Layer):
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         layers = list(self.children.values())
+        if len(cache) != len(layers):
+            raise RuntimeError("Sequential: an earlier backward has used this cache up")
         # Below the first layer that learns, nobody asks for a gradient.
         first = 0 if needs_dx else next((i for i, layer in enumerate(layers) if layer.params), len(layers))
         grad = dy
         for i in range(len(layers) - 1, first - 1, -1):
-            grad = layers[i].backward(grad, cache[i], needs_dx=needs_dx or i > first)
+            # A cache goes as soon as its layer is done: the gradients below can take its memory.
+            grad = layers[i].backward(grad, cache.pop(), needs_dx=needs_dx or i > first)
+        cache.clear()
         return grad if needs_dx else None
 
 

@@ -73,7 +73,7 @@ class _Conv(Layer):
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         x, y = cache
-        needs = [*(["dx"] if needs_dx else []), *("d" + name for name in self.params)]
+        needs = self.wanted(*(["dx"] if needs_dx else []))
         backward = getattr(ops, f"conv{self.dims}d_backward")
         dx, dweight, dbias = backward(dy, x, self.params["weight"], y=y, needs=needs, **self._options)
         self.accumulate(weight=dweight, bias=dbias)

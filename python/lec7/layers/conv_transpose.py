@@ -50,7 +50,7 @@ class _ConvTranspose(Layer):
         return forward(x, self.params["weight"], self.params.get("bias"), **self._options), x
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
-        needs = [*(["dx"] if needs_dx else []), *("d" + name for name in self.params)]
+        needs = self.wanted(*(["dx"] if needs_dx else []))
         backward = getattr(ops, f"conv_transpose{self.dims}d_backward")
         dx, dweight, dbias = backward(dy, cache, self.params["weight"], needs=needs, **self._options)
         self.accumulate(weight=dweight, bias=dbias)

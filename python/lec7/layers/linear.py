@@ -41,7 +41,7 @@ class Linear(Layer):
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         x, y = cache
-        needs = [*(["dx"] if needs_dx else []), *("d" + name for name in self.params)]
+        needs = self.wanted(*(["dx"] if needs_dx else []))
         dx, dweight, dbias = ops.linear_backward(
             dy, x, self.params["weight"], y=y, activation=self.activation, needs=needs
         )

@@ -57,7 +57,7 @@ class LocallyConnected2d(Layer):
         return ops.locally_connected2d_forward(x, weight, bias, stride=self._stride), x
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
-        needs = [*(["dx"] if needs_dx else []), *("d" + name for name in self.params)]
+        needs = self.wanted(*(["dx"] if needs_dx else []))
         dx, dweight, dbias = ops.locally_connected2d_backward(
             dy, cache, self.params["weight"], stride=self._stride, needs=needs
         )

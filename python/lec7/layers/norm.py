@@ -44,7 +44,9 @@ class BatchNorm(Layer):
 
     In training, mean and var are the batch's, and ``buffers["running_mean"]`` and ``["running_var"]`` (C,)
     follow them: running = (1 - momentum) running + momentum new. Otherwise the running averages are used;
-    ``fold_batch_norm`` then makes the layer part of the convolution before it. gamma starts as 1, beta as 0.
+    ``fold_batch_norm`` then makes the layer part of the convolution before it. A ``frozen`` layer uses and
+    keeps its running averages in training too: they fit the weights that it was trained with. gamma starts
+    as 1, beta as 0.
 
     Source:  Ioffe, Szegedy 2015, algorithms 1 and 2.
     """
@@ -58,6 +60,7 @@ class BatchNorm(Layer):
         self._buffers["running_var"] = np.ones(channels, np.float32)
 
     def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
+        training = training and not self.frozen
         y, saved = ops.batch_norm_forward(
             x, **self.params, **self.buffers, training=training, momentum=self.momentum, eps=self.eps
         )
@@ -65,7 +68,7 @@ class BatchNorm(Layer):
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         x, saved, training = cache
-        needs = [*(["dx"] if needs_dx else []), "dgamma", "dbeta"]
+        needs = self.wanted(*(["dx"] if needs_dx else []))
         dx, dgamma, dbeta = ops.batch_norm_backward(
             dy, x, self.params["gamma"], saved, training=training, needs=needs
         )
@@ -95,7 +98,7 @@ class LayerNorm(Layer):
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         x, saved = cache
-        needs = [*(["dx"] if needs_dx else []), "dgamma", "dbeta"]
+        needs = self.wanted(*(["dx"] if needs_dx else []))
         dx, dgamma, dbeta = ops.layer_norm_backward(dy, x, self.params["gamma"], saved, needs=needs)
         self.accumulate(gamma=dgamma, beta=dbeta)
         return dx

@@ -90,7 +90,7 @@ class RecurrentLayer(Layer):
     ) -> tuple[Array | None, State | None]:
         """From dy (T, N, H) and the last state's gradient (either or None) to dx and the first state's."""
         states = ("dh0", "dc0")[: self.state_size]
-        needs = ["dweight_x", "dweight_h", "dbias", *(["dx"] if needs_dx else [])]
+        needs = self.wanted(*(["dx"] if needs_dx else []), *(states if needs_dstate else ()))
         backward = getattr(ops, f"{self.cell}_backward")
         dx, *rest = backward(
             dy,
@@ -102,7 +102,7 @@ class RecurrentLayer(Layer):
             cache.saved,
             lengths=cache.lengths,
             reverse=self.reverse,
-            needs=[*needs, *(states if needs_dstate else ())],
+            needs=needs,
             **self._options(),
         )
         *dinitial, dweight_x, dweight_h, dbias = rest

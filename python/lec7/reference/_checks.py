@@ -1,9 +1,14 @@
 """Checks of what NumPy would silently get wrong; the shape rules in cpp/lec7/ hold the full validation."""
 
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import ParamSpec, TypeVar, cast
 
 import numpy as np
 from numpy import ndarray
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def expect_shape(op: str, name: str, array: ndarray, shape: Sequence[int]) -> None:
@@ -35,3 +40,31 @@ def wanted(op: str, needs: Collection[str] | None, *names: str) -> tuple[bool, .
     if unknown:
         raise ValueError(f"{op}: needs names {sorted(unknown)}; its gradients are {', '.join(names)}")
     return tuple(needs is None or name in needs for name in names)
+
+
+def delivers(op: str, *names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A backward that writes its gradients to the arrays that `needs`, where it is a dict, gives."""
+
+    def decorate(backward: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(backward)
+        def delivering(*args: P.args, **kwargs: P.kwargs) -> R:
+            gradients = backward(*args, **kwargs)
+            needs = kwargs.get("needs")
+            if not isinstance(needs, Mapping):
+                return gradients
+            pairs = zip(names, cast(tuple[ndarray | None, ...], gradients), strict=True)
+            return cast(R, tuple(_deliver(op, name, gradient, needs.get(name)) for name, gradient in pairs))
+
+        return delivering
+
+    return decorate
+
+
+def _deliver(op: str, name: str, gradient: ndarray | None, into: ndarray | None) -> ndarray | None:
+    if gradient is None or into is None:
+        return gradient
+    expect_shape(op, name, into, gradient.shape)
+    if into.dtype != gradient.dtype:
+        raise TypeError(f"{op}: {name} is written as {gradient.dtype}; got {into.dtype} {into.shape}")
+    into[...] = gradient
+    return into

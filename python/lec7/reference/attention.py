@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy import ndarray
 
-from ._checks import expect_indices, expect_shape, wanted
+from ._checks import delivers, expect_indices, expect_shape, wanted
 
 
 def attention_forward(
@@ -45,6 +45,7 @@ def attention_forward(
     return (p @ v, lse, p) if weights else (p @ v, lse)
 
 
+@delivers("attention", "dq", "dk", "dv")
 def attention_backward(
     dy: ndarray,
     q: ndarray,
@@ -65,7 +66,7 @@ def attention_backward(
     dq = scale ds k;  dk = scale ds^T q;  dv = p^T dy
 
     Args:    dy: (N, heads, Tq, dv).  q, k, v and parameters: those of the forward.  y, lse: its results.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dq, dk, dv, each like its array; None for those not wanted.
              A query that sees no key adds nothing.
     Raises:  as the forward; ValueError: dy, y or lse does not fit; unknown gradient name.

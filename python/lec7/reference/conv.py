@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 from numpy import ndarray
 
-from ._checks import expect_shape, wanted
+from ._checks import delivers, expect_shape, wanted
 from ._windows import (
     Padding,
     Pads,
@@ -54,6 +54,7 @@ def conv2d_forward(
     return _forward("conv2d", 2, x, weight, bias, stride, padding, dilation, groups, flip, activation)
 
 
+@delivers("conv2d", "dx", "dweight", "dbias")
 def conv2d_backward(
     dy: ndarray,
     x: ndarray,
@@ -77,7 +78,7 @@ def conv2d_backward(
 
     Args:    dy: (N, OH, OW, F).  x, weight and parameters: those of the forward.
              y: (N, OH, OW, F), the forward's result, required with an activation.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, H, W, C), dweight (KH, KW, C/groups, F), dbias (F,); None for those not wanted.
     Raises:  as the forward; ValueError: dy does not fit; y is missing; unknown gradient name.
     Source:  LeCun et al. 1989, Backpropagation applied to handwritten zip code recognition.
@@ -112,6 +113,7 @@ def conv1d_forward(
     return _forward("conv1d", 1, x, weight, bias, stride, padding, dilation, groups, flip, activation)
 
 
+@delivers("conv1d", "dx", "dweight", "dbias")
 def conv1d_backward(
     dy: ndarray,
     x: ndarray,
@@ -130,7 +132,7 @@ def conv1d_backward(
 
     Args:    dy: (N, OL, F).  x, weight and parameters: those of the forward.
              y: (N, OL, F), the forward's result, required with an activation.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, L, C), dweight (KL, C/groups, F), dbias (F,); None for those not wanted.
     Raises:  as conv2d_backward.
     """
@@ -165,6 +167,7 @@ def conv3d_forward(
     return _forward("conv3d", 3, x, weight, bias, stride, padding, dilation, groups, flip, activation)
 
 
+@delivers("conv3d", "dx", "dweight", "dbias")
 def conv3d_backward(
     dy: ndarray,
     x: ndarray,
@@ -183,7 +186,7 @@ def conv3d_backward(
 
     Args:    dy: (N, OD, OH, OW, F).  x, weight and parameters: those of the forward.
              y: (N, OD, OH, OW, F), the forward's result, required with an activation.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, D, H, W, C), dweight (KD, KH, KW, C/groups, F), dbias (F,); None for those not wanted.
     Raises:  as conv2d_backward.
     """

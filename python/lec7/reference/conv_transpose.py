@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from ._checks import expect_shape, wanted
+from ._checks import delivers, expect_shape, wanted
 from ._windows import Padding, Pads, crop_spatial, pad_spatial, per_axis, resolve_padding, window_cells
 from .conv import Gradients, by_group, sum_of_outer_products
 
@@ -45,6 +45,7 @@ def conv_transpose2d_forward(
     return _forward("conv_transpose2d", 2, x, weight, bias, stride, padding, output_padding, groups)
 
 
+@delivers("conv_transpose2d", "dx", "dweight", "dbias")
 def conv_transpose2d_backward(
     dy: ndarray,
     x: ndarray,
@@ -63,7 +64,7 @@ def conv_transpose2d_backward(
     dbias[f] = sum_{n,p,q} dy[n,p,q,f]
 
     Args:    dy: (N, OH, OW, F).  x, weight and parameters: those of the forward.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, H, W, C), dweight (KH, KW, F/groups, C), dbias (F,); None for those not wanted.
     Raises:  as the forward; ValueError: dy does not fit; unknown gradient name.
     Source:  Dumoulin, Visin 2016, section 4.
@@ -93,6 +94,7 @@ def conv_transpose1d_forward(
     return _forward("conv_transpose1d", 1, x, weight, bias, stride, padding, output_padding, groups)
 
 
+@delivers("conv_transpose1d", "dx", "dweight", "dbias")
 def conv_transpose1d_backward(
     dy: ndarray,
     x: ndarray,
@@ -107,7 +109,7 @@ def conv_transpose1d_backward(
     """Gradients of the transposed convolution of signals: conv_transpose2d_backward with one spatial axis.
 
     Args:    dy: (N, OL, F).  x, weight and parameters: those of the forward.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, L, C), dweight (KL, F/groups, C), dbias (F,); None for those not wanted.
     Raises:  as conv_transpose2d_backward.
     """

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from numpy import ndarray
 
-from ._checks import expect_shape, wanted
+from ._checks import delivers, expect_shape, wanted
 from .activation import activate, activate_backward
 
 
@@ -29,6 +29,7 @@ def linear_forward(
     return activate("linear", y, activation)
 
 
+@delivers("linear", "dx", "dweight", "dbias")
 def linear_backward(
     dy: ndarray,
     x: ndarray,
@@ -44,7 +45,7 @@ def linear_backward(
 
     Args:    dy: (..., O).  x: (..., I).  weight: (I, O).
              y: (..., O), the forward's result, required with an activation.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (..., I), dweight (I, O), dbias (O,); None for those not wanted.
     Raises:  ValueError: shapes do not fit; y is missing; unknown activation or gradient name.
     Source:  Rumelhart, Hinton, Williams 1986, equations 4-7.

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy import ndarray
 
-from ._checks import expect_shape, wanted
+from ._checks import delivers, expect_shape, wanted
 from ._windows import output_size, per_axis, window_cells
 from .conv import Gradients
 
@@ -36,6 +36,7 @@ def locally_connected2d_forward(
     return y
 
 
+@delivers("locally_connected2d", "dx", "dweight", "dbias")
 def locally_connected2d_backward(
     dy: ndarray,
     x: ndarray,
@@ -51,7 +52,7 @@ def locally_connected2d_backward(
     dbias[i,j,f] = sum_n dy[n,i,j,f]
 
     Args:    dy: (N, OH, OW, F).  x, weight and parameters: those of the forward.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, H, W, C), dweight (OH, OW, KH, KW, C, F), dbias (OH, OW, F); None for those not wanted.
     Raises:  as the forward; ValueError: dy does not fit; unknown gradient name.
     Source:  Taigman, Yang, Ranzato, Wolf 2014, section 3.

@@ -6,7 +6,7 @@ from collections.abc import Collection
 import numpy as np
 from numpy import ndarray
 
-from ._checks import expect_shape, wanted
+from ._checks import delivers, expect_shape, wanted
 
 
 def local_response_norm_forward(
@@ -93,6 +93,7 @@ def batch_norm_forward(
     return y, np.stack([mean, inverse]).astype(x.dtype)
 
 
+@delivers("batch_norm", "dx", "dgamma", "dbeta")
 def batch_norm_backward(
     dy: ndarray,
     x: ndarray,
@@ -109,7 +110,7 @@ def batch_norm_backward(
     dx = gamma * inverse * dy otherwise;  dgamma = sum(dy * xhat);  dbeta = sum(dy)
 
     Args:    dy, x: (N, ..., C).  gamma: (C,).  saved: (2, C) from the forward.  training: the forward's.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx like x, dgamma (C,), dbeta (C,); None for those not wanted.
     Raises:  ValueError: shapes do not fit; fewer than 2 values for each channel in training; unknown
              gradient name.
@@ -154,6 +155,7 @@ def layer_norm_forward(
     return y, np.stack([mean[..., 0], inverse[..., 0]]).astype(x.dtype)
 
 
+@delivers("layer_norm", "dx", "dgamma", "dbeta")
 def layer_norm_backward(
     dy: ndarray, x: ndarray, gamma: ndarray, saved: ndarray, *, needs: Collection[str] | None = None
 ) -> tuple[ndarray | None, ndarray | None, ndarray | None]:
@@ -164,7 +166,7 @@ def layer_norm_backward(
     dgamma = sum(dy * xhat), dbeta = sum(dy) over rows
 
     Args:    dy, x: (..., C).  gamma: (C,).  saved: (2, ...) from the forward.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx like x, dgamma (C,), dbeta (C,); None for those not wanted.
     Raises:  ValueError: shapes do not fit; x has no axis or an empty last one; unknown gradient name.
     Source:  the chain rule on Ba, Kiros, Hinton 2016, equations 3 and 4.

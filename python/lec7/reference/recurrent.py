@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from ._checks import expect_indices, expect_shape, wanted
+from ._checks import delivers, expect_indices, expect_shape, wanted
 from .activation import activate, activate_backward, sigmoid_forward
 
 # --- one step -----------------------------------------------------------------------------------------------
@@ -41,6 +41,7 @@ def rnn_step_forward(
     return activate("rnn_step", x @ weight_x + h @ weight_h + bias, activation), None
 
 
+@delivers("rnn_step", "dx", "dh", "dweight_x", "dweight_h", "dbias")
 def rnn_step_backward(
     dh_next: ndarray,
     x: ndarray,
@@ -60,7 +61,7 @@ def rnn_step_backward(
     dweight_x = x.T @ dz;  dweight_h = h.T @ dz;  dbias = sum_n dz
 
     Args:    dh_next: (N, H).  x, h, weight_x, weight_h: those of the forward.  h_next, saved: its results.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, D), dh (N, H), dweight_x (D, H), dweight_h (H, H), dbias (H,); None for those not wanted.
     Raises:  ValueError: shapes do not fit; unknown activation or gradient name.
     Source:  Werbos 1990, Backpropagation through time.
@@ -94,6 +95,7 @@ def lstm_step_forward(
     return h_next, c_next, (np.concatenate((i, f, o, g), axis=1), c_next)
 
 
+@delivers("lstm_step", "dx", "dh", "dc", "dweight_x", "dweight_h", "dbias")
 def lstm_step_backward(
     dh_next: ndarray | None,
     dc_next: ndarray | None,
@@ -115,7 +117,8 @@ def lstm_step_backward(
     dweight_x = x.T @ dz;  dweight_h = h.T @ dz;  dbias = sum_n dz
 
     Args:    dh_next, dc_next: (N, H), or None for 0.  x, h, c, weight_x, weight_h: those of the forward.
-             h_next, saved: its results.  needs: names of the gradients wanted (None: all).
+             h_next, saved: its results.
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, D), dh (N, H), dc (N, H), dweight_x (D, 4H), dweight_h (H, 4H), dbias (4H,);
              None for those not wanted.
     Raises:  ValueError: shapes do not fit; unknown gradient name.
@@ -168,6 +171,7 @@ def gru_step_forward(
     return (1 - z) * n + z * h, (np.concatenate((r, z, n), axis=1), h_n)
 
 
+@delivers("gru_step", "dx", "dh", "dweight_x", "dweight_h", "dbias")
 def gru_step_backward(
     dh_next: ndarray,
     x: ndarray,
@@ -187,7 +191,7 @@ def gru_step_backward(
     dweight_x = x.T @ dz_x;  dweight_h = h.T @ dz_h;  dbias = sum_n dz_x
 
     Args:    dh_next: (N, H).  x, h, weight_x, weight_h: those of the forward.  h_next, saved: its results.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (N, D), dh (N, H), dweight_x (D, 3H), dweight_h (H, 3H), dbias (3H,);
              None for those not wanted.
     Raises:  ValueError: shapes do not fit; unknown gradient name.
@@ -260,6 +264,7 @@ def rnn_forward(
     return hs, h_last, saved
 
 
+@delivers("rnn", "dx", "dh0", "dweight_x", "dweight_h", "dbias")
 def rnn_backward(
     dhs: ndarray | None,
     dh_T: ndarray | None,
@@ -282,7 +287,7 @@ def rnn_backward(
 
     Args:    dhs: (T, N, H), or None for 0.  dh_T: (N, H), or None for 0.  x, h0, weight_x, weight_h and
              parameters: those of the forward.  hs, saved: its results.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (T, N, D), dh0 (N, H), dweight_x (D, H), dweight_h (H, H), dbias (H,);
              None for those not wanted.
     Raises:  as the forward; ValueError: unknown gradient name.
@@ -327,6 +332,7 @@ def lstm_forward(
     return hs, h_last, c_last, saved
 
 
+@delivers("lstm", "dx", "dh0", "dc0", "dweight_x", "dweight_h", "dbias")
 def lstm_backward(
     dhs: ndarray | None,
     dh_T: ndarray | None,
@@ -351,7 +357,7 @@ def lstm_backward(
 
     Args:    dhs: (T, N, H), or None for 0.  dh_T, dc_T: (N, H), or None for 0.  x, h0, c0, weight_x, weight_h
              and parameters: those of the forward.  hs, saved: its results.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (T, N, D), dh0, dc0 (N, H), dweight_x (D, 4H), dweight_h (H, 4H), dbias (4H,);
              None for those not wanted.
     Raises:  as the forward; ValueError: unknown gradient name.
@@ -394,6 +400,7 @@ def gru_forward(
     return hs, h_last, saved
 
 
+@delivers("gru", "dx", "dh0", "dweight_x", "dweight_h", "dbias")
 def gru_backward(
     dhs: ndarray | None,
     dh_T: ndarray | None,
@@ -415,7 +422,7 @@ def gru_backward(
 
     Args:    dhs: (T, N, H), or None for 0.  dh_T: (N, H), or None for 0.  x, h0, weight_x, weight_h and
              parameters: those of the forward.  hs, saved: its results.
-             needs: names of the gradients wanted (None: all).
+             needs: names of the gradients wanted (None: all); a dict may give an array to write each to.
     Returns: dx (T, N, D), dh0 (N, H), dweight_x (D, 3H), dweight_h (H, 3H), dbias (3H,);
              None for those not wanted.
     Raises:  as the forward; ValueError: unknown gradient name.
