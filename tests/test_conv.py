@@ -59,6 +59,25 @@ CASES = [
     *(((2, 5, 6, n), (3, 2, n, 5), {"padding": 1}) for n in SIZES),
     *(((2, 5, 6, 5), (2, 3, 5, n), {"padding": 1, "activation": "relu"}) for n in SIZES),
     *(((2, 3, n, 4), (3, 3, 4, 6), {"padding": 1}) for n in SIZES),
+    # depthwise: squares of 3 and 5 with stride 1 and 2, at every remainder of a block, and what is like them
+    *(
+        ((2, n, 12 - n, 19), (k, k, 1, 19), {"groups": 19, "padding": k // 2, "stride": s})
+        for k in (3, 5)
+        for s in (1, 2)
+        for n in (3, 6, 7, 8, 9)
+    ),
+    *(
+        ((1, 6, 7, n), (3, 3, 1, n), {"groups": n, "padding": 1, "activation": "relu"})
+        for n in SIZES
+        if n > 1
+    ),
+    ((2, 9, 11, 5), (3, 3, 1, 5), {"groups": 5, "padding": ((0, 2), (4, 0)), "flip": True}),
+    ((1, 2, 9, 5), (5, 5, 1, 5), {"groups": 5, "padding": 4, "activation": "tanh"}),
+    ((1, 9, 10, 5), (3, 3, 1, 5), {"groups": 5, "stride": (1, 2), "dilation": (1, 2)}),
+    ((1, 8, 9, 4), (3, 5, 1, 4), {"groups": 4, "padding": 1}),
+    ((1, 4, 6, 7, 4), (1, 3, 3, 1, 4), {"groups": 4, "padding": (0, 1, 1)}),
+    ((1, 4, 6, 7, 4), (1, 3, 3, 1, 4), {"groups": 4, "padding": 1}),
+    ((1, 4, 6, 7, 4), (3, 3, 3, 1, 4), {"groups": 4, "padding": 1, "stride": (2, 1, 1)}),
     # 3d
     ((2, 4, 5, 6, 3), (2, 3, 3, 3, 4), {}),
     (
@@ -274,6 +293,8 @@ def test_conv_bits_do_not_depend_on_threads(backend, rng):
         ((4, 400, 16), (5, 16, 33), {"padding": 2, "activation": "relu"}),
         ((3, 31, 33, 19), (3, 3, 19, 35), {"padding": 1, "activation": "relu"}),
         ((2, 30, 30, 24), (3, 3, 1, 24), {"padding": 1, "groups": 24}),
+        ((3, 45, 47, 35), (3, 3, 1, 35), {"padding": 1, "groups": 35}),
+        ((3, 45, 47, 35), (5, 5, 1, 35), {"padding": 2, "groups": 35, "stride": 2, "activation": "relu"}),
         ((1, 28, 28, 64), (1, 1, 64, 65), {}),
         ((2, 8, 14, 15, 6), (3, 3, 3, 6, 17), {"padding": 1}),
         ((1, 14, 14, 130), (3, 3, 130, 150), {"padding": 1}),
