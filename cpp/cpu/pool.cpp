@@ -11,13 +11,15 @@
 
 #include "lec7/memory.h"
 #include "lec7/parallel.h"
+#include "scratch.h"
 #include "simd.h"
 
 namespace lec7::cpu::LEC7_ISA {
 namespace {
 
 constexpr Index kGrain = 1 << 15;         // numbers read a task
-constexpr Index kFewTasks = 8;            // of the scatter: then channels are split
+constexpr Index kFewTasks = 8;            // of the scatter: then images are cut
+constexpr Index kLeastBand = 1 << 16;     // numbers
 constexpr Index kScatterChunk = 1 << 12;  // winners looked at before they are added
 
 // Calls body(c, vectors, lanes) on groups of channels: four whole vectors at a time, to hide the latency of a chain
@@ -180,69 +182,83 @@ void max_pool_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax
 
 namespace {
 
-// Adds dy to the winners' cells: `count` output cells of `columns` channels, rows `channels` apart. argmax is in range.
-template <class T, class I, bool all_won>
-LEC7_INLINE void scatter(Index count, Index columns, Index channels, const T* dy, const I* argmax, T* image) {
+// Adds dy to the winners' cells, of `count` output cells. Where not all are `inside` the band, those outside it go to
+// `elsewhere`, a row of channels: which they are no branch could predict.
+template <bool inside, class T, class I>
+LEC7_INLINE void scatter(Index count, Index channels, Range band, const T* dy, const I* argmax, T* image,
+                         T* elsewhere) {
   for (Index o = 0; o < count; ++o) {
-    for (Index c = 0; c < columns; ++c) {
+    for (Index c = 0; c < channels; ++c) {
       const Index cell = argmax[o * channels + c];
-      if (all_won || cell >= 0) image[cell * channels + c] += dy[o * channels + c];
+      T* const row = inside || (cell >= band.begin && cell < band.end) ? image + cell * channels : elsewhere;
+      row[c] += dy[o * channels + c];
     }
   }
 }
 
 template <class T, class I>
 Index max_backward(const MaxPoolBackwardShape& s, const T* dy, const I* argmax, T* dx) {
-  // An image is one task; with few of them its channels are split, by whole cache lines.
-  const Index line = 64 / static_cast<Index>(sizeof(T));
-  const Index splits = (kFewTasks + s.batch - 1) / std::max<Index>(1, s.batch);
-  const Index width = (std::max<Index>(1, s.channels / splits) + line - 1) / line * line;
-  const Index blocks = (s.channels + width - 1) / width;
+  // An image is one task; few of them are cut into bands of cells. A band takes what is its own from all winners, so
+  // that a cell adds them up in the same order however it is cut.
+  const Index few = (kFewTasks + s.batch - 1) / std::max<Index>(1, s.batch);
+  const Index wanted = std::clamp<Index>(s.cells_in * s.channels / kLeastBand, 1, few);
+  const Index band_cells = (s.cells_in + wanted - 1) / wanted, bands = (s.cells_in + band_cells - 1) / band_cells;
   const Index chunk = std::max<Index>(1, kScatterChunk / std::max<Index>(1, s.channels));
+  const Index chunks = (s.cells_out + chunk - 1) / chunk;
   const Index nowhere = s.batch * s.cells_out * s.channels;
   std::atomic<Index> bad{nowhere};
 
-  const auto block_of_image = [&](Index task) {
-    const Index n = task / blocks, c0 = task % blocks * width, columns = std::min(width, s.channels - c0);
-    T* const image = dx + n * s.cells_in * s.channels + c0;
-    Index zeroed = 0;  // cells before this one are
-    const auto zero_until = [&](Index end) {
-      if (columns == s.channels) {
-        std::memset(image + zeroed * s.channels, 0, static_cast<std::size_t>((end - zeroed) * s.channels) * sizeof(T));
-      } else {
-        for (Index cell = zeroed; cell < end; ++cell) std::fill_n(image + cell * s.channels, columns, T{0});
-      }
-      zeroed = end;
-    };
-    for (Index o = 0; o < s.cells_out; o += chunk) {
-      const Index count = std::min(chunk, s.cells_out - o);
-      const Index at = (n * s.cells_out + o) * s.channels + c0;
-      I least = 0, most = -1;
-      for (Index i = 0; i < count; ++i) {
-        for (Index c = 0; c < columns; ++c) {
-          const I cell = argmax[at + i * s.channels + c];
-          least = std::min(least, cell);
-          most = std::max(most, cell);
-        }
-      }
-      if (least < -1 || most >= s.cells_in) {
-        Index found = at;
-        const auto valid = [&](Index i) { return argmax[i] >= -1 && argmax[i] < s.cells_in; };
-        while (valid(found)) found += (found - at) % s.channels + 1 < columns ? 1 : s.channels - columns + 1;
-        Index earliest = bad.load();
-        while (found < earliest && !bad.compare_exchange_weak(earliest, found)) {
-        }
-        return;
-      }
-      if (most >= zeroed) zero_until(most + 1);
-      if (least == 0) scatter<T, I, true>(count, columns, s.channels, dy + at, argmax + at, image);
-      else scatter<T, I, false>(count, columns, s.channels, dy + at, argmax + at, image);
-    }
-    zero_until(s.cells_in);
+  struct Winners {
+    I least, most;  // of a chunk; least > most where one is out of range, and `bad` says which
   };
+  const auto winners_of = [&](Index n, Index first) -> Winners {
+    const Index begin = (n * s.cells_out + first) * s.channels;
+    const Index size = std::min(chunk, s.cells_out - first) * s.channels;
+    I least = std::numeric_limits<I>::max(), most = -1;
+    for (Index i = begin; i < begin + size; ++i) {
+      least = std::min(least, argmax[i]);
+      most = std::max(most, argmax[i]);
+    }
+    if (size == 0 || (least >= -1 && most < s.cells_in)) return {least, most};
+    Index found = begin, earliest = bad.load();
+    while (argmax[found] >= -1 && argmax[found] < s.cells_in) ++found;
+    while (found < earliest && !bad.compare_exchange_weak(earliest, found)) {
+    }
+    return {0, -1};
+  };
+  memory::Buffer<Winners> known(bands > 1 ? s.batch * chunks : 0);
   const bool small = s.batch * (s.cells_in + s.cells_out) * s.channels < kGrain;
-  parallel_region(small ? 1 : s.batch * blocks,
-                  [&](const Team& team) { team.for_each(s.batch * blocks, block_of_image); });
+  const Index threads = small ? 1 : s.batch * bands;
+  Scratch<T> elsewhere(threads, s.channels);
+
+  const auto run_band = [&](Index task, T* other) {
+    const Index n = task / bands, begin = task % bands * band_cells, end = std::min(begin + band_cells, s.cells_in);
+    T* const image = dx + n * s.cells_in * s.channels;
+    Index zeroed = begin;  // cells of the band before this one are
+    const auto zero_until = [&](Index cell) {
+      std::memset(image + zeroed * s.channels, 0, static_cast<std::size_t>((cell - zeroed) * s.channels) * sizeof(T));
+      zeroed = cell;
+    };
+    for (Index i = 0; i < chunks; ++i) {
+      const auto [least, most] = bands > 1 ? known[n * chunks + i] : winners_of(n, i * chunk);
+      if (least > most || most < begin || least >= end) continue;
+      if (most >= zeroed) zero_until(std::min<Index>(most + 1, end));
+      const Index count = std::min(chunk, s.cells_out - i * chunk);
+      const Index at = (n * s.cells_out + i * chunk) * s.channels;
+      if (least >= begin && most < end)
+        scatter<true>(count, s.channels, {begin, end}, dy + at, argmax + at, image, other);
+      else scatter<false>(count, s.channels, {begin, end}, dy + at, argmax + at, image, other);
+    }
+    zero_until(end);
+  };
+  parallel_region(threads, [&](const Team& team) {
+    if (bands > 1) {
+      team.for_each(s.batch * chunks, [&](Index i) { known[i] = winners_of(i / chunks, i % chunks * chunk); });
+    }
+    T* const other = elsewhere[team.thread];
+    std::fill_n(other, s.channels, T{0});
+    team.for_each(s.batch * bands, [&](Index task) { run_band(task, other); });
+  });
   return bad < nowhere ? bad.load() : -1;
 }
 
