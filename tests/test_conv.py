@@ -72,6 +72,8 @@ CASES = [
         if n > 1
     ),
     ((2, 9, 11, 5), (3, 3, 1, 5), {"groups": 5, "padding": ((0, 2), (4, 0)), "flip": True}),
+    ((1, 8, 9, 5), (7, 7, 1, 5), {"groups": 5, "padding": 3}),
+    ((1, 9, 13, 17), (7, 7, 1, 17), {"groups": 17, "padding": ((1, 3), (0, 2)), "flip": True}),
     ((1, 2, 9, 5), (5, 5, 1, 5), {"groups": 5, "padding": 4, "activation": "tanh"}),
     ((1, 9, 10, 5), (3, 3, 1, 5), {"groups": 5, "stride": (1, 2), "dilation": (1, 2)}),
     ((1, 8, 9, 4), (3, 5, 1, 4), {"groups": 4, "padding": 1}),

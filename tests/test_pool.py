@@ -144,6 +144,7 @@ def test_pool_bits_do_not_depend_on_threads(kind, backend, rng):
     for x_shape, parameters in (
         ((4, 1000, 17), {"kernel_size": 3, "stride": 2}),
         ((3, 41, 43, 33), {"kernel_size": 3, "stride": 2, "padding": 1}),
+        ((1, 61, 63, 53), {"kernel_size": 3, "stride": 2, "padding": 1}),
         ((1, 12, 20, 21, 8), {"kernel_size": 2, "stride": 1}),
     ):
         same_bits(backend, forward_and_backward(kind, parameters), *operands(rng, x_shape, parameters))
@@ -194,6 +195,15 @@ def test_pool_rejects(kind):
     options = {} if kind == "max" else {"kernel_size": 2}
     for x_shape in ((2, -6, -6, 3), (2, huge, huge, 3), (2, 2**31, 2**31, 3)):
         rejects(ValueError, (name,), backward, dy, *rest, x_shape=x_shape, **options)
+
+
+def test_max_pool_names_the_first_winner_outside_a_large_image():
+    dy, argmax = np.zeros((1, 30, 30, 160), np.float32), np.zeros((1, 30, 30, 160), np.int32)
+    argmax[0, 20, 3, 7] = 3600
+    argmax[0, 20, 4, 6] = argmax[0, 29, 0, 0] = -2
+    for ops in (_cpu, reference):
+        wrong = ("max_pool2d", 3600, "(0, 20, 3, 7)")
+        rejects(ValueError, wrong, ops.max_pool2d_backward, dy, argmax, x_shape=(1, 60, 60, 160))
 
 
 def test_max_pool_rejects_winners_outside_the_image():

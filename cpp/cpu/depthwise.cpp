@@ -44,6 +44,7 @@ void with_taps(const Windows& windows, Body&& body) {
     if (is(3, 2)) return body(Taps<3, 2>{});
     if (is(5, 1)) return body(Taps<5, 1>{});
     if (is(5, 2)) return body(Taps<5, 2>{});
+    if (is(7, 1)) return body(Taps<7, 1>{});
   }
   body(AnyTaps{});
 }

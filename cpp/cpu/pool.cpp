@@ -7,20 +7,20 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstring>
 
 #include "lec7/memory.h"
 #include "lec7/parallel.h"
-#include "scratch.h"
 #include "simd.h"
 
 namespace lec7::cpu::LEC7_ISA {
 namespace {
 
-constexpr Index kGrain = 1 << 15;         // numbers read a task
-constexpr Index kFewTasks = 8;            // of the scatter: then images are cut
-constexpr Index kLeastBand = 1 << 16;     // numbers
-constexpr Index kScatterChunk = 1 << 12;  // winners looked at before they are added
+constexpr Index kGrain = 1 << 15;        // numbers read a task
+constexpr Index kFewTasks = 8;           // of the scatter: then images are cut
+constexpr Index kLeastBand = 1 << 16;    // numbers
+constexpr Index kScatterChunk = 1 << 9;  // winners looked at before they are added
 
 // Calls body(c, vectors, lanes) on groups of channels: four whole vectors at a time, to hide the latency of a chain
 // over the window's cells, then the rest by single vectors.
@@ -182,16 +182,21 @@ void max_pool_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax
 
 namespace {
 
-// Adds dy to the winners' cells, of `count` output cells. Where not all are `inside` the band, those outside it go to
-// `elsewhere`, a row of channels: which they are no branch could predict.
+// Adds dy to the winners' cells, of `count` output cells. Where not all are `inside` the band, the others add 0 to its
+// first or last cell: no branch could predict which they are.
 template <bool inside, class T, class I>
-LEC7_INLINE void scatter(Index count, Index channels, Range band, const T* dy, const I* argmax, T* image,
-                         T* elsewhere) {
+LEC7_INLINE void scatter(Index count, Index channels, Range band, const T* dy, const I* argmax, T* image) {
   for (Index o = 0; o < count; ++o) {
     for (Index c = 0; c < channels; ++c) {
       const Index cell = argmax[o * channels + c];
-      T* const row = inside || (cell >= band.begin && cell < band.end) ? image + cell * channels : elsewhere;
-      row[c] += dy[o * channels + c];
+      const T g = dy[o * channels + c];
+      if constexpr (inside) {
+        image[cell * channels + c] += g;
+      } else {
+        const Index nearest = std::clamp(cell, band.begin, band.end - 1);
+        const Bits<T> mask = -static_cast<Bits<T>>(nearest == cell);
+        image[nearest * channels + c] += std::bit_cast<T>(std::bit_cast<Bits<T>>(g) & mask);
+      }
     }
   }
 }
@@ -228,10 +233,8 @@ Index max_backward(const MaxPoolBackwardShape& s, const T* dy, const I* argmax, 
   };
   memory::Buffer<Winners> known(bands > 1 ? s.batch * chunks : 0);
   const bool small = s.batch * (s.cells_in + s.cells_out) * s.channels < kGrain;
-  const Index threads = small ? 1 : s.batch * bands;
-  Scratch<T> elsewhere(threads, s.channels);
 
-  const auto run_band = [&](Index task, T* other) {
+  const auto run_band = [&](Index task) {
     const Index n = task / bands, begin = task % bands * band_cells, end = std::min(begin + band_cells, s.cells_in);
     T* const image = dx + n * s.cells_in * s.channels;
     Index zeroed = begin;  // cells of the band before this one are
@@ -245,19 +248,16 @@ Index max_backward(const MaxPoolBackwardShape& s, const T* dy, const I* argmax, 
       if (most >= zeroed) zero_until(std::min<Index>(most + 1, end));
       const Index count = std::min(chunk, s.cells_out - i * chunk);
       const Index at = (n * s.cells_out + i * chunk) * s.channels;
-      if (least >= begin && most < end)
-        scatter<true>(count, s.channels, {begin, end}, dy + at, argmax + at, image, other);
-      else scatter<false>(count, s.channels, {begin, end}, dy + at, argmax + at, image, other);
+      if (least >= begin && most < end) scatter<true>(count, s.channels, {begin, end}, dy + at, argmax + at, image);
+      else scatter<false>(count, s.channels, {begin, end}, dy + at, argmax + at, image);
     }
     zero_until(end);
   };
-  parallel_region(threads, [&](const Team& team) {
+  parallel_region(small ? 1 : s.batch * bands, [&](const Team& team) {
     if (bands > 1) {
       team.for_each(s.batch * chunks, [&](Index i) { known[i] = winners_of(i / chunks, i % chunks * chunk); });
     }
-    T* const other = elsewhere[team.thread];
-    std::fill_n(other, s.channels, T{0});
-    team.for_each(s.batch * bands, [&](Index task) { run_band(task, other); });
+    team.for_each(s.batch * bands, run_band);
   });
   return bad < nowhere ? bad.load() : -1;
 }

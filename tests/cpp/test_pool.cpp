@@ -133,6 +133,8 @@ TEST(special_geometries) {
       {"no examples", {plane({4, 2, 2}, {4, 2, 2}), 0, 3}},
       {"no channels", {plane({4, 2, 2}, {4, 2, 2}), 2, 0}},
       {"several tasks", {plane({40, 3, 1, 1, 1, 1}, {40, 3, 2, 1, 1, 1}), 5, 20}},
+      {"an image in bands", {plane({60, 3, 2}, {61, 3, 2}), 1, 45}},
+      {"bands with gaps", {plane({61, 2, 3}, {60, 2, 3}), 1, 45}},
       {"more channels than a slab", {plane({20, 3, 2}, {20, 3, 2}), 1, 600}},
   };
   with_types([&]<class T> {
