@@ -24,8 +24,8 @@ namespace lec7::memory {
 namespace {
 
 constexpr std::size_t kLine = 64;
-constexpr std::size_t kPage = 4096;
-constexpr std::size_t kLarge = std::size_t{64} << 10;  // from here on blocks are whole pages of the arena
+constexpr std::size_t kPage = std::size_t{64} << 10;    // AArch64's largest: a whole number of any system's pages
+constexpr std::size_t kLarge = std::size_t{512} << 10;  // from here on blocks are whole pages of the arena
 constexpr int kClasses = 8 * 64;
 
 // Small sizes are rounded up to a class: eight to each power of two, so that at most 1/8 is wasted.
@@ -54,7 +54,8 @@ class Arena {
  public:
   // The range takes no memory before it is written to. Twice what the machine has leaves room for holes.
   Arena() {
-    const std::size_t size = 2 * kPage * static_cast<std::size_t>(std::max(1L, sysconf(_SC_PHYS_PAGES)));
+    const auto pages = static_cast<std::size_t>(std::max(1L, sysconf(_SC_PHYS_PAGES)));
+    const std::size_t size = 2 * pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) / kPage * kPage;
     void* const range = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (range == MAP_FAILED) return;      // the process is limited to fewer addresses: there is no hole
     madvise(range, size, MADV_HUGEPAGE);  // advice: may fail harmlessly
@@ -63,7 +64,7 @@ class Arena {
     holes_[start_] = {size, 0};
   }
 
-  bool owns(void* block) const { return static_cast<std::size_t>(static_cast<char*>(block) - start_) < size_; }
+  bool owns(const void* block) const { return block >= start_ && block < start_ + size_; }
   std::size_t cached() const { return cached_; }
 
   // Null where no hole is large enough, or the system gives no more memory. Sizes are whole pages.
