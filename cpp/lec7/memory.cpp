@@ -24,8 +24,8 @@ namespace lec7::memory {
 namespace {
 
 constexpr std::size_t kLine = 64;
-constexpr std::size_t kPage = 4096;
-constexpr std::size_t kLarge = std::size_t{64} << 10;  // from here on blocks are whole pages of the arena
+constexpr std::size_t kPage = std::size_t{64} << 10;    // AArch64's largest: a whole number of any system's pages
+constexpr std::size_t kLarge = std::size_t{512} << 10;  // from here on blocks are whole pages of the arena
 constexpr int kClasses = 8 * 64;
 
 // Small sizes are rounded up to a class: eight to each power of two, so that at most 1/8 is wasted.
@@ -55,15 +55,16 @@ class Arena {
   // The range takes no memory before it is written to. Twice what the machine has leaves room for holes.
   Arena() {
     const auto pages = static_cast<std::size_t>(std::max(1L, sysconf(_SC_PHYS_PAGES)));
-    for (std::size_t size = 2 * pages * kPage; size >= kLarge; size = size / 2 / kPage * kPage) {
-      void* const range = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-      if (range == MAP_FAILED) continue;    // the process may be limited to fewer addresses
-      madvise(range, size, MADV_HUGEPAGE);  // advice: may fail harmlessly
-      holes_[static_cast<char*>(range)] = {size, 0};
-      return;
-    }
+    const std::size_t size = 2 * pages * static_cast<std::size_t>(sysconf(_SC_PAGESIZE)) / kPage * kPage;
+    void* const range = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (range == MAP_FAILED) return;      // the process is limited to fewer addresses: there is no hole
+    madvise(range, size, MADV_HUGEPAGE);  // advice: may fail harmlessly
+    start_ = static_cast<char*>(range);
+    size_ = size;
+    holes_[start_] = {size, 0};
   }
 
+  bool owns(const void* block) const { return block >= start_ && block < start_ + size_; }
   std::size_t cached() const { return cached_; }
 
   // Null where no hole is large enough, or the system gives no more memory. Sizes are whole pages.
@@ -109,6 +110,8 @@ class Arena {
     holes_.erase(high);
   }
 
+  char* start_ = nullptr;
+  std::size_t size_ = 0;
   Holes holes_;
   std::size_t cached_ = 0;
 };
@@ -161,7 +164,7 @@ void* allocate(std::size_t bytes) {
     const std::lock_guard lock(p.mutex);
     poison = p.poison;
     block = bytes < kLarge ? p.reuse_small(size_class(bytes)) : p.arena.allocate(size);
-    if (block == nullptr && bytes < kLarge) block = std::aligned_alloc(kLine, size);
+    if (block == nullptr) block = std::aligned_alloc(bytes < kLarge ? kLine : kPage, size);
     if (block == nullptr) throw std::bad_alloc();
     p.in_use += size;
   }
@@ -181,9 +184,12 @@ void release(void* block, std::size_t bytes) noexcept {
       ASAN_UNPOISON_MEMORY_REGION(block, size);
       p.free[size_class(bytes).index].push_back(block);
       p.cached_small += size;
-    } else {
+    } else if (p.arena.owns(block)) {
       ASAN_POISON_MEMORY_REGION(block, size);
       p.arena.release(block, size);
+    } else {
+      ASAN_UNPOISON_MEMORY_REGION(block, size);
+      std::free(block);
     }
   } catch (const std::bad_alloc&) {
     return;  // no memory to keep the books: the block stays in use

@@ -51,7 +51,7 @@ TEST(blocks_are_large_enough_aligned_and_apart) {
   for (const std::size_t bytes : interesting_sizes()) {
     const Trying size(text(bytes, " bytes"));
     auto* const data = static_cast<unsigned char*>(memory::allocate(bytes));
-    const std::size_t alignment = bytes >= 64 * 1024 ? 4096 : 64;
+    const std::size_t alignment = bytes >= kMiB / 2 ? 4096 : 64;
     CHECK(reinterpret_cast<std::uintptr_t>(data) % alignment == 0);
     std::memset(data, static_cast<int>(blocks.size()), bytes);
     blocks.push_back({data, bytes});
