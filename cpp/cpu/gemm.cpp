@@ -5,6 +5,7 @@
 //   few rows  m <= 512: a task takes a strip of panels of B and packs its next rows during the products
 //   many rows B is packed once by all threads; a task is a block of rows times a group of panels
 //   skinny    m <= 12 (6 where B is big) reads each number of B once or twice and does not pack it; one row streams B
+//   gradient  x^T dz of a sequence: many rows, summed block by block into a C that stays in L2
 //   dot       few rows and B transposed: the sums run along the vectors
 #include "gemm.h"
 

@@ -124,7 +124,9 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
   T* const gates = G == 1 ? a.hs : a.gates;  // the RNN's one gate is h itself
 
   const Split split(s);
-  const bool packed = N > kUnpackedRows || s.steps >= kUnpackedSteps;
+  // A single step reads Wh once: its product, which has threads of its own, packs it as it goes.
+  const bool single = s.steps == 1;
+  const bool packed = !single && (N > kUnpackedRows || s.steps >= kUnpackedSteps);
   // Small weights stay in L2 together: then a tile takes x Wx and h Wh in one go, and the gates are written once. The
   // GRU needs h Wh_n by itself.
   const bool fused = packed && split.by_rows && cell != Cell::gru && (s.inputs + H) * GH <= kSharedWeight;
@@ -140,8 +142,9 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
   memory::Buffer<T> ragged_h(ragged ? N * H : 0);
 
   memory::Buffer<T> product(packed ? 0 : N * GH);
+  if (single) gemm<T>(N, GH, H, {a.h0, H}, {a.weight_h, GH}, product.data(), GH);
 
-  parallel_region(packed ? split.threads : 1, [&](const Team& team) {
+  parallel_region(N > kUnpackedRows || packed ? split.threads : 1, [&](const Team& team) {
     const Share share = split.share(team, N, tiles);
     for (Index step = 0; step < s.steps; ++step) {
       const Index t = walk.time(step);
@@ -156,7 +159,7 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
         h_before = ragged_h.data();
         split.wait(team);
       }
-      if (!packed) gemm<T>(N, GH, H, {h_before, H}, {a.weight_h, GH}, product.data(), GH);
+      if (!packed && !single) gemm<T>(N, GH, H, {h_before, H}, {a.weight_h, GH}, product.data(), GH);
       for (Index tile_index = share.tile; tile_index < share.tile_end; ++tile_index) {
         const Index unit0 = tile_index * kUnits<T, cell>;
         Index offset[NV], lanes[NV];
