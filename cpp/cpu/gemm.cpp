@@ -480,7 +480,7 @@ void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc
 // Blocks of rows outside, panels of dz inside: the block of x stays in L2 for all panels, and the sums, which are few,
 // come and go. A panel is read where it is: packing it would cost 7 % and save nothing.
 template <class T>
-void weight_gradient(Index rows, Index columns, Index n, const T* x, const T* dz, Index ld, T* dweight, T* dbias) {
+void gemm_gradient(Index rows, Index columns, Index n, const T* x, const T* dz, Index ld, T* dweight, T* dbias) {
   if (rows == 0) {
     if (dweight != nullptr) std::fill_n(dweight, columns * n, T{0});
     if (dbias != nullptr) std::fill_n(dbias, n, T{0});
@@ -531,7 +531,7 @@ void weight_gradient(Index rows, Index columns, Index n, const T* x, const T* dz
   template void gemm(Index, Index, Index, Operand<T>, Operand<T>, T*, Index, const T*, Activation); \
   template void pack_panel(Operand<T>, Index, Index, Index, Index, T*);                             \
   template void pack_b(Operand<T>, Index, Index, T*);                                               \
-  template void weight_gradient(Index, Index, Index, const T*, const T*, Index, T*, T*);            \
+  template void gemm_gradient(Index, Index, Index, const T*, const T*, Index, T*, T*);              \
   template void multiply_packed(Index, const T*, Index, Order, PackedB<T>, Index, Index, T*, Index, const T*, bool);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

@@ -23,7 +23,7 @@ void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc
 // dense. dz (rows x n) is read in place, by panels: its rows stand ld >= PackedB<T>::padded_columns(n) apart, best not
 // at a multiple of 1 KiB, and what is in the padding does not matter.
 template <class T>
-void weight_gradient(Index rows, Index columns, Index n, const T* x, const T* dz, Index ld, T* dweight, T* dbias);
+void gemm_gradient(Index rows, Index columns, Index n, const T* x, const T* dz, Index ld, T* dweight, T* dbias);
 
 // ---- The parts, for kernels that make their own A (conv) or keep B packed (recurrent) ----
 

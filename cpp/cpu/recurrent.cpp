@@ -398,8 +398,8 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
     if (walk.lives(row / N, row % N)) std::copy_n(a.x + row * s.inputs, s.inputs, to);
     else std::fill_n(to, s.inputs, T{0});
   }
-  weight_gradient(rows, s.inputs, GH, ragged ? living.data() : a.x, dz_x.data(), ld_dz, a.dweight_x, a.dbias);
-  weight_gradient<T>(rows, H, GH, before.data(), dz_h, ld_dz, a.dweight_h, nullptr);
+  gemm_gradient(rows, s.inputs, GH, ragged ? living.data() : a.x, dz_x.data(), ld_dz, a.dweight_x, a.dbias);
+  gemm_gradient<T>(rows, H, GH, before.data(), dz_h, ld_dz, a.dweight_h, nullptr);
   if (a.dx != nullptr) gemm<T>(rows, s.inputs, GH, {dz_x.data(), ld_dz}, {a.weight_x, GH, true}, a.dx, s.inputs);
 }
 
