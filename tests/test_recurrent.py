@@ -239,7 +239,7 @@ def test_recurrent_honours_needs(cell, parameters, backend, rng):
 
 @pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_recurrent_bits_do_not_depend_on_threads(cell, parameters, backend, rng):
-    for t, n, d, h in ((4, 67, 65, 129), (6, 1, 100, 300)):
+    for t, n, d, h in ((4, 67, 65, 129), (6, 1, 100, 300), (50, 33, 70, 90)):
         x, state, weights = operands(rng, cell, t, n, d, h)
         ends = [normal(rng, n, h) for _ in state]
         same_bits(backend, step(cell, parameters), x[0], *state, *weights, *ends)

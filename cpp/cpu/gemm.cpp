@@ -5,6 +5,7 @@
 //   few rows  m <= 512: a task takes a strip of panels of B and packs its next rows during the products
 //   many rows B is packed once by all threads; a task is a block of rows times a group of panels
 //   skinny    m <= 12 (6 where B is big) reads each number of B once or twice and does not pack it; one row streams B
+//   gradient  x^T dz of a sequence: many rows, summed block by block into a C that stays in L2
 //   dot       few rows and B transposed: the sums run along the vectors
 #include "gemm.h"
 
@@ -23,11 +24,16 @@ constexpr Index kSkinnySmallRows = 12;     // twice, where B is small enough to 
 constexpr Index kSkinnyNumbers = 1 << 21;  // numbers of such a B
 constexpr Index kDotRows = 4;
 constexpr Index kFewRows = 512;
-constexpr Index kStripBlock = 160;      // rows of a block of B there
-constexpr Index kPackRows = 16;         // rows of B that a task packs
-constexpr Index kRowBlock = 120;        // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
-constexpr Index kTasks = 24;            // tasks that a large product is cut into at least, where its sizes allow
-constexpr Index kSerialWork = 1 << 18;  // multiplications under which a second thread does not pay
+constexpr Index kStripBlock = 160;         // rows of a block of B there
+constexpr Index kPackRows = 16;            // rows of B that a task packs
+constexpr Index kRowBlock = 120;           // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
+constexpr Index kTasks = 24;               // tasks that a large product is cut into at least, where its sizes allow
+constexpr Index kGradientTasks = 4;        // tasks of a weight gradient at least
+constexpr Index kCachedNumbers = 1 << 18;  // numbers of an operand (1 MiB in float32) that stays in L2
+constexpr Index kStreamRows = 24;          // rows whose products take as long as the next panel from memory
+constexpr Index kGradientColumns = 255;    // columns of x up to which its gradient is kept in L2
+constexpr Index kGradientBlock = 192;      // rows of such a block at least
+constexpr Index kSerialWork = 1 << 18;     // multiplications under which a second thread does not pay
 
 template <class T>
 Vec<T> bias_or_zero(const T* bias, Index column, Index lanes) {
@@ -158,11 +164,11 @@ struct Upcoming {
   }
 };
 
-// C = or += A (m x rows of this block) times one packed panel. before_tile(row, rows of the tile) runs before each tile
-// and returns what to prefetch while it computes.
+// C = or += A (m x rows of this block) times one panel, whose rows stand ldb apart. before_tile(row, rows of the tile)
+// runs before each tile and returns what to prefetch while it computes.
 template <class T, Order order, class BeforeTile>
-LEC7_INLINE void multiply_panel(Index m, const T* a, Index lda, Index rows, const T* panel, Index width, T* c,
-                                Index ldc, const T* bias, bool accumulate, BeforeTile&& before_tile) {
+LEC7_INLINE void multiply_panel(Index m, const T* a, Index lda, Index rows, const T* panel, Index ldb, Index width,
+                                T* c, Index ldc, const T* bias, bool accumulate, BeforeTile&& before_tile) {
   with_vectors<T>(width, [&]<int NV> {
     const bool whole = width == NV * W<T>;
     for_row_tiles(m, [&]<int MR>(Index i) LEC7_LAMBDA_INLINE {
@@ -179,11 +185,11 @@ LEC7_INLINE void multiply_panel(Index m, const T* a, Index lda, Index rows, cons
         upcoming.prefetch(upcoming.first + piece);
         const Index to = rows * (piece + 1) / pieces;
         tile.template multiply<order>(to - step, ai + step * (order == Order::row_major ? 1 : lda), lda,
-                                      panel + step * NV * W<T>, NV * W<T>);
+                                      panel + step * ldb, ldb);
         step = to;
       }
       tile.template multiply<order>(rows - step, ai + step * (order == Order::row_major ? 1 : lda), lda,
-                                    panel + step * NV * W<T>, NV * W<T>);
+                                    panel + step * ldb, ldb);
       // What the tile starts from is added at the end: loading it first would hold up the first products.
       if (accumulate) tile.add_columns(ci, ldc, width);
       else if (bias != nullptr) tile.add_columns(bias, 0, width);
@@ -197,10 +203,11 @@ LEC7_INLINE void multiply_panel(Index m, const T* a, Index lda, Index rows, cons
 template <class T, class BeforeTile>
 void multiply_panel_ordered(Index m, const T* a, Index lda, Order order, Index rows, const T* panel, Index width, T* c,
                             Index ldc, const T* bias, bool accumulate, BeforeTile&& before_tile) {
+  const Index ldb = PackedB<T>::padded_columns(width);
   if (order == Order::row_major) {
-    multiply_panel<T, Order::row_major>(m, a, lda, rows, panel, width, c, ldc, bias, accumulate, before_tile);
+    multiply_panel<T, Order::row_major>(m, a, lda, rows, panel, ldb, width, c, ldc, bias, accumulate, before_tile);
   } else {
-    multiply_panel<T, Order::transposed>(m, a, lda, rows, panel, width, c, ldc, bias, accumulate, before_tile);
+    multiply_panel<T, Order::transposed>(m, a, lda, rows, panel, ldb, width, c, ldc, bias, accumulate, before_tile);
   }
 }
 
@@ -238,6 +245,21 @@ void pack_pieces(Operand<T> b, Index n, Index k0, Index rows, Index first, Index
       pack_panel(b, n, k0 + row, 1, first + panel, out + row * PackedB<T>::padded_columns(n - j));
     }
     if (++panel == across) panel = 0, ++row;
+  }
+}
+
+// sum = or += the rows of a panel.
+template <class T>
+void add_rows(Index rows, Index width, const T* panel, Index ld, T* sum, bool accumulate) {
+  Vec<T> s[kTileVectors] = {};
+  for (Index row = 0; row < rows; ++row) {
+    LEC7_UNROLL
+    for (int v = 0; v < kTileVectors; ++v) s[v] += load(panel + row * ld + v * W<T>);
+  }
+  for (Index v = 0; v < width; v += W<T>) {
+    const Index lanes = std::min<Index>(W<T>, width - v);
+    if (accumulate) s[v / W<T>] += load_first(sum + v, lanes);
+    store_first(sum + v, s[v / W<T>], lanes);
   }
 }
 
@@ -395,13 +417,13 @@ void pack_b(Operand<T> b, Index k, Index n, T* packed) {
 template <class T>
 void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, Index first, Index last, T* c,
                      Index ldc, const T* bias, bool accumulate) {
-  const auto nothing = [](Index, Index) { return Upcoming<T>{}; };
   if (b.k == 0 && !accumulate) {
     fill_bias(m, std::min(last * kPanel<T>, b.n) - first * kPanel<T>, c + first * kPanel<T>, ldc,
               bias == nullptr ? nullptr : bias + first * kPanel<T>);
     return;
   }
   const Index block = b.k == 0 ? 1 : PackedB<T>::block_rows(b.k);
+  const bool streams = m >= kStreamRows && b.k * b.n > kCachedNumbers;
   for (Index k0 = 0; k0 < b.k; k0 += block) {
     const Index rows = std::min(block, b.k - k0);
     for (Index panel = first; panel < last; ++panel) {
@@ -410,7 +432,17 @@ void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, 
       const T* const data = b.data + k0 * PackedB<T>::padded_columns(b.n) + panel * kPanel<T> * rows;
       const T* const bias_j = bias == nullptr ? nullptr : bias + j;
       const T* const ak = a + (order == Order::row_major ? k0 : k0 * lda);
-      multiply_panel_ordered(m, ak, lda, order, rows, data, width, c + j, ldc, bias_j, accumulate || k0 > 0, nothing);
+      // The panel after this one comes from memory while the tiles compute: reading it cold would stop them.
+      const Index next_rows = panel + 1 < last ? rows : std::min(block, b.k - k0 - rows);
+      const T* const next =
+          panel + 1 < last ? data + kPanel<T> * rows
+                           : b.data + (k0 + rows) * PackedB<T>::padded_columns(b.n) + first * kPanel<T> * next_rows;
+      const auto prefetch_share = [&](Index i, Index tile_rows) -> Upcoming<T> {
+        if (!streams) return {};
+        return {next, kPanel<T>, 1, next_rows * i / m, next_rows * (i + tile_rows) / m};
+      };
+      multiply_panel_ordered(m, ak, lda, order, rows, data, width, c + j, ldc, bias_j, accumulate || k0 > 0,
+                             prefetch_share);
     }
   }
 }
@@ -445,10 +477,61 @@ void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc
   }
 }
 
+// Blocks of rows outside, panels of dz inside: the block of x stays in L2 for all panels, and the sums, which are few,
+// come and go. A panel is read where it is: packing it would cost 7 % and save nothing.
+template <class T>
+void gemm_gradient(Index rows, Index columns, Index n, const T* x, const T* dz, Index ld, T* dweight, T* dbias) {
+  if (rows == 0) {
+    if (dweight != nullptr) std::fill_n(dweight, columns * n, T{0});
+    if (dbias != nullptr) std::fill_n(dbias, n, T{0});
+    return;
+  }
+  // The gradients of a wide x do not stay in L2 beside it.
+  const bool wide = columns > kGradientColumns;
+  if (wide && dweight != nullptr) gemm<T>(columns, n, rows, {x, columns, true}, {dz, ld}, dweight, n);
+  const Index m = wide || dweight == nullptr ? 0 : columns;
+  const Index panels = PackedB<T>::panels(n);
+  // Few panels: several tasks share one, each with its part of the weight's rows.
+  const Index parts = (kGradientTasks + panels - 1) / panels, tasks = panels * parts;
+  const Index most_rows = std::clamp<Index>(kCachedNumbers / std::max<Index>(m, 1), kGradientBlock, kKBlock);
+  const Index blocks = (rows + most_rows - 1) / most_rows, block = (rows + blocks - 1) / blocks;
+  const bool streams = rows * (n + m) > kCachedNumbers;
+  parallel_region(rows * n * m < kSerialWork ? 1 : tasks, [&](const Team& team) {
+    const Index begin = tasks * team.thread / team.threads, end = tasks * (team.thread + 1) / team.threads;
+    for (Index k0 = 0; k0 < rows; k0 += block) {
+      const Index depth = std::min(block, rows - k0), next_depth = std::min(block, rows - k0 - depth);
+      for (Index task = begin; task < end; ++task) {
+        const Index part = task % parts, j = task / parts * kPanel<T>, width = std::min(kPanel<T>, n - j);
+        const T* const panel = dz + k0 * ld + j;
+        if (part == 0 && dbias != nullptr) add_rows(depth, width, panel, ld, dbias + j, k0 > 0);
+        if (m == 0) continue;
+        // What comes from memory meanwhile: the next panel, then this task's share of the next block of x.
+        const bool last = task + 1 == end;
+        const T* const next_panel = dz + (last ? k0 + depth : k0) * ld + (last ? begin : task + 1) / parts * kPanel<T>;
+        const Index of_panel = last ? next_depth : part + 1 == parts ? depth : 0;
+        const Index of_x = next_depth * m / kPanel<T> / (end - begin);
+        const T* const next_x = x + (k0 + depth) * m + (task - begin) * of_x * kPanel<T>;
+        const Index row = m * part / parts, task_rows = m * (part + 1) / parts - row;
+        multiply_panel<T, Order::transposed>(task_rows, x + k0 * m + row, m, depth, panel, ld, width,
+                                             dweight + row * n + j, n, nullptr, k0 > 0,
+                                             [&](Index i, Index tile_rows) -> Upcoming<T> {
+                                               if (!streams) return {};
+                                               const Index piece = (of_panel + of_x) * i / task_rows;
+                                               const Index piece_end = (of_panel + of_x) * (i + tile_rows) / task_rows;
+                                               if (piece < of_panel)
+                                                 return {next_panel, ld, 1, piece, std::min(piece_end, of_panel)};
+                                               return {next_x, kPanel<T>, 1, piece - of_panel, piece_end - of_panel};
+                                             });
+      }
+    }
+  });
+}
+
 #define LEC7_INSTANTIATE(T)                                                                         \
   template void gemm(Index, Index, Index, Operand<T>, Operand<T>, T*, Index, const T*, Activation); \
   template void pack_panel(Operand<T>, Index, Index, Index, Index, T*);                             \
   template void pack_b(Operand<T>, Index, Index, T*);                                               \
+  template void gemm_gradient(Index, Index, Index, const T*, const T*, Index, T*, T*);              \
   template void multiply_packed(Index, const T*, Index, Order, PackedB<T>, Index, Index, T*, Index, const T*, bool);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

@@ -19,6 +19,12 @@ template <class T>
 void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc, const T* bias = nullptr,
           Activation activation = Activation::none);
 
+// dweight (columns x n) = x^T dz and dbias (n) = the column sum of dz; not wanted where null. x is rows x columns and
+// dense. dz (rows x n) is read in place, by panels: its rows stand ld >= PackedB<T>::padded_columns(n) apart, best not
+// at a multiple of 1 KiB, and what is in the padding does not matter.
+template <class T>
+void gemm_gradient(Index rows, Index columns, Index n, const T* x, const T* dz, Index ld, T* dweight, T* dbias);
+
 // ---- The parts, for kernels that make their own A (conv) or keep B packed (recurrent) ----
 
 inline constexpr Index kKBlock = 384;  // rows of a packed block of B: a panel of it (96 KiB) streams from L2

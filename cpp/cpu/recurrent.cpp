@@ -14,7 +14,6 @@
 #include <algorithm>
 
 #include "activation.h"
-#include "column_sum.h"
 #include "gemm.h"
 #include "lec7/memory.h"
 #include "lec7/parallel.h"
@@ -125,7 +124,9 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
   T* const gates = G == 1 ? a.hs : a.gates;  // the RNN's one gate is h itself
 
   const Split split(s);
-  const bool packed = N > kUnpackedRows || s.steps >= kUnpackedSteps;
+  // A single step reads Wh once: its product, which has threads of its own, packs it as it goes.
+  const bool single = s.steps == 1;
+  const bool packed = !single && (N > kUnpackedRows || s.steps >= kUnpackedSteps);
   // Small weights stay in L2 together: then a tile takes x Wx and h Wh in one go, and the gates are written once. The
   // GRU needs h Wh_n by itself.
   const bool fused = packed && split.by_rows && cell != Cell::gru && (s.inputs + H) * GH <= kSharedWeight;
@@ -141,8 +142,9 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
   memory::Buffer<T> ragged_h(ragged ? N * H : 0);
 
   memory::Buffer<T> product(packed ? 0 : N * GH);
+  if (single) gemm<T>(N, GH, H, {a.h0, H}, {a.weight_h, GH}, product.data(), GH);
 
-  parallel_region(packed ? split.threads : 1, [&](const Team& team) {
+  parallel_region(N > kUnpackedRows || packed ? split.threads : 1, [&](const Team& team) {
     const Share share = split.share(team, N, tiles);
     for (Index step = 0; step < s.steps; ++step) {
       const Index t = walk.time(step);
@@ -157,7 +159,7 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
         h_before = ragged_h.data();
         split.wait(team);
       }
-      if (!packed) gemm<T>(N, GH, H, {h_before, H}, {a.weight_h, GH}, product.data(), GH);
+      if (!packed && !single) gemm<T>(N, GH, H, {h_before, H}, {a.weight_h, GH}, product.data(), GH);
       for (Index tile_index = share.tile; tile_index < share.tile_end; ++tile_index) {
         const Index unit0 = tile_index * kUnits<T, cell>;
         Index offset[NV], lanes[NV];
@@ -272,7 +274,9 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
   const Walk walk{s.steps, a.lengths, a.reverse};
 
   // dz as Wx sees it, and, where the GRU's differs, as Wh sees it.
-  memory::Buffer<T> dz_x(rows * GH), dz_h_storage(cell == Cell::gru ? rows * GH : 0);
+  // A line of padding keeps rows that stand in a cache together from sharing its sets.
+  const Index ld_dz = PackedB<T>::padded_columns(GH) + W<T>;
+  memory::Buffer<T> dz_x(rows * ld_dz), dz_h_storage(cell == Cell::gru ? rows * ld_dz : 0);
   T* const dz_h = cell == Cell::gru ? dz_h_storage.data() : dz_x.data();
   memory::Buffer<T> before(rows * H);
   previous_states(s, a, walk, before.data());
@@ -302,8 +306,8 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
       const Index t = walk.time(step);
       for (Index n = share.row; n < share.row_end; ++n) {
         const Index row = t * N + n;
-        T* const dz = dz_x.data() + row * GH;
-        T* const dzh = dz_h + row * GH;
+        T* const dz = dz_x.data() + row * ld_dz;
+        T* const dzh = dz_h + row * ld_dz;
         T* const dc_n = dc_state.data() + n * H;
         T* const direct = dh_direct.data() + n * H;
         if (!walk.lives(t, n)) {
@@ -351,12 +355,12 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
       }
       split.wait(team);
       if (step > 0 || a.dh0 != nullptr) {
-        const T* const dz = dz_h + (t * N + share.row) * GH;
+        const T* const dz = dz_h + (t * N + share.row) * ld_dz;
         T* const out = dh_product.data() + share.row * H;
         if (unpacked) {
-          gemm<T>(N, H, GH, {dz, GH}, weight_h_transposed, out, H);
+          gemm<T>(N, H, GH, {dz, ld_dz}, weight_h_transposed, out, H);
         } else {
-          multiply_packed<T>(share.row_end - share.row, dz, GH, Order::row_major, packed, share.tile, share.tile_end,
+          multiply_packed<T>(share.row_end - share.row, dz, ld_dz, Order::row_major, packed, share.tile, share.tile_end,
                              out, H, nullptr, false);
         }
       }
@@ -386,25 +390,17 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
     pass(a.dc_last, a.dc0);
   }
 
-  if (a.dweight_x != nullptr) {
-    // What stands in x past a row's end may be anything, NaN too: its dz is 0, but 0 times NaN is not.
-    memory::Buffer<T> living(a.lengths != nullptr ? rows * s.inputs : 0);
-    const T* x = a.x;
-    if (a.lengths != nullptr) {
-      for (Index t = 0; t < s.steps; ++t) {
-        for (Index n = 0; n < N; ++n) {
-          T* const to = living.data() + (t * N + n) * s.inputs;
-          if (walk.lives(t, n)) std::copy_n(a.x + (t * N + n) * s.inputs, s.inputs, to);
-          else std::fill_n(to, s.inputs, T{0});
-        }
-      }
-      x = living.data();
-    }
-    gemm<T>(s.inputs, GH, rows, {x, s.inputs, true}, {dz_x.data(), GH}, a.dweight_x, GH);
+  // What stands in x past a row's end may be anything, NaN too: its dz is 0, but 0 times NaN is not.
+  const bool ragged = a.lengths != nullptr && a.dweight_x != nullptr;
+  memory::Buffer<T> living(ragged ? rows * s.inputs : 0);
+  for (Index row = 0; ragged && row < rows; ++row) {
+    T* const to = living.data() + row * s.inputs;
+    if (walk.lives(row / N, row % N)) std::copy_n(a.x + row * s.inputs, s.inputs, to);
+    else std::fill_n(to, s.inputs, T{0});
   }
-  if (a.dweight_h != nullptr) gemm<T>(H, GH, rows, {before.data(), H, true}, {dz_h, GH}, a.dweight_h, GH);
-  if (a.dbias != nullptr) column_sum(rows, GH, dz_x.data(), GH, a.dbias);
-  if (a.dx != nullptr) gemm<T>(rows, s.inputs, GH, {dz_x.data(), GH}, {a.weight_x, GH, true}, a.dx, s.inputs);
+  gemm_gradient(rows, s.inputs, GH, ragged ? living.data() : a.x, dz_x.data(), ld_dz, a.dweight_x, a.dbias);
+  gemm_gradient<T>(rows, H, GH, before.data(), dz_h, ld_dz, a.dweight_h, nullptr);
+  if (a.dx != nullptr) gemm<T>(rows, s.inputs, GH, {dz_x.data(), ld_dz}, {a.weight_x, GH, true}, a.dx, s.inputs);
 }
 
 }  // namespace
