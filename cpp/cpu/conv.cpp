@@ -26,6 +26,7 @@ namespace lec7::cpu::LEC7_ISA {
 namespace {
 
 constexpr Index kHandedNumbers = Index{1} << 22;  // few channels: images a pass
+constexpr Index kRowNumbers = 2048;               // of dx a task then
 
 // ---- The rule ----
 
@@ -114,8 +115,10 @@ void input_gradient_of_few_channels(const ConvShape& s, const T* dy, const T* we
     const Index count = std::min(images, s.batch - n);
     gemm<T>(count * windows, k, s.filters, {dy + n * windows * s.filters, s.filters}, {weight, s.filters, true},
             handed.data(), k);
-    parallel_region(limit_threads(count * windows * k, count * rows), [&](const Team& team) {
-      team.for_each(count * rows, [&](Index task) {
+    // Several rows a task: two threads would take the lines that short rows share from each other.
+    const Index grain = count * windows * k < kSerialWork ? count * rows : ceil_div(kRowNumbers, row_size);
+    parallel_ranges(count * rows, grain, [&](Index first, Index last) {
+      for (Index task = first; task < last; ++task) {
         const Index image = task / rows, d = task % rows / wh.in, h = task % wh.in;
         T* const row = dx + (n * rows + task) * row_size;
         zero_run(row_size, row);
@@ -148,7 +151,7 @@ void input_gradient_of_few_channels(const ConvShape& s, const T* dy, const T* we
             }
           }
         }
-      });
+      }
     });
   }
 }
