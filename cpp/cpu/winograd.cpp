@@ -311,7 +311,7 @@ LEC7_INLINE void transform_output(const T* product, Index point_stride, Index ro
 
 constexpr Index kBlockTiles = 64;            // a task: so many at most, and so many numbers
 constexpr Index kBlockNumbers = 450 * 1000;  // of x and of the products at the points, which stay in L2
-constexpr Index kLeastTiles = 12;            // a task takes, if there are others for other threads
+constexpr Index kLeastTiles = 24;            // a task takes, if there are others for other threads
 constexpr Index kTasks = 8;
 constexpr Index kFilterRows = 64;            // of a panel of filters that a task transforms
 constexpr Index kFewTiles = 128;             // a task, where the filters are transformed again in each
@@ -452,7 +452,7 @@ void convolve_groups(const Convolution& c, const T* x, const Filters<T>& filters
     const Group<P, K> group{c, i, x, filters, bias, activation, y, zeros.data()};
     const Index numbers = Filtering<P, K>::points * c.in() * c.out(), tiles = group.tiling.count();
     const bool few = numbers > kManyNumbers && (tiles <= kFewTiles || c.in() > kManyChannels);
-    if (few || tiles < 2 * kLeastTiles) convolve_few_tiles(group);
+    if (few || tiles < kLeastTiles) convolve_few_tiles(group);
     else convolve_many_tiles(group);
   }
 }
