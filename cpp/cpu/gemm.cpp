@@ -248,19 +248,21 @@ void pack_pieces(Operand<T> b, Index n, Index k0, Index rows, Index first, Index
   }
 }
 
-// sum = or += the rows of a panel.
+// sum = or += the rows of a panel, of which whole vectors are there.
 template <class T>
 void add_rows(Index rows, Index width, const T* panel, Index ld, T* sum, bool accumulate) {
-  Vec<T> s[kTileVectors] = {};
-  for (Index row = 0; row < rows; ++row) {
-    LEC7_UNROLL
-    for (int v = 0; v < kTileVectors; ++v) s[v] += load(panel + row * ld + v * W<T>);
-  }
-  for (Index v = 0; v < width; v += W<T>) {
-    const Index lanes = std::min<Index>(W<T>, width - v);
-    if (accumulate) s[v / W<T>] += load_first(sum + v, lanes);
-    store_first(sum + v, s[v / W<T>], lanes);
-  }
+  with_vectors<T>(width, [&]<int NV> {
+    Vec<T> s[NV] = {};
+    for (Index row = 0; row < rows; ++row) {
+      LEC7_UNROLL
+      for (int v = 0; v < NV; ++v) s[v] += load(panel + row * ld + v * W<T>);
+    }
+    for (int v = 0; v < NV; ++v) {
+      const Index lanes = std::min<Index>(W<T>, width - v * W<T>);
+      if (accumulate) s[v] += load_first(sum + v * W<T>, lanes);
+      store_first(sum + v * W<T>, s[v], lanes);
+    }
+  });
 }
 
 template <class T>
