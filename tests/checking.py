@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import DeviceOps
 from numpy import ndarray
 
 import lec7
@@ -71,11 +72,15 @@ def normal(rng: np.random.Generator, *shape: int) -> ndarray:
 def agrees(op: str, backend: ModuleType, run: Run, *arrays: Any, floor: float = 0) -> None:
     """`run(ops, *arrays)` gives with the backend what it gives with the reference, in float32 and float64.
 
+    (In float32 alone with CUDA.)
+
     Strided arrays, and contiguous ones at another alignment, give the same bits; no input is changed.
     `floor` is the least scale: the size of the terms where they may cancel in every element of a result.
     """
     exact, single = run(reference, *_as(np.float64, arrays)), run(reference, *arrays)
     for dtype, expected in ((np.float32, single), (np.float64, exact)):
+        if dtype not in dtypes(backend):
+            continue
         inputs = _as(dtype, arrays)
         kept = [np.copy(a) if isinstance(a, ndarray) else a for a in inputs]
         results = run(backend, *inputs)
@@ -88,6 +93,10 @@ def agrees(op: str, backend: ModuleType, run: Run, *arrays: Any, floor: float = 
         for layout in (_strided, _shifted):
             again = run(backend, *(layout(a) if isinstance(a, ndarray) else a for a in inputs))
             _same(f"{op}: {layout.__name__} inputs", results, again)
+
+
+def dtypes(backend: Any) -> tuple[type, ...]:
+    return getattr(backend, "dtypes", (np.float32, np.float64))
 
 
 def _as(dtype: type, arrays: Sequence[Any]) -> list[Any]:
@@ -147,7 +156,14 @@ def _same(where: str, first: Sequence[Any], second: Sequence[Any]) -> None:
 
 
 def same_bits(backend: ModuleType, run: Run, *arrays: Any) -> None:
-    """`run` gives the same bits with 1, 2 and 3 threads, and again with 2."""
+    """`run` gives the same bits with 1, 2 and 3 threads, and again with 2; with CUDA, in any order of them."""
+    if isinstance(backend, DeviceOps):
+        first = run(backend, *arrays)
+        for seed in (1, 2):
+            backend.set_schedule(workers=2, shuffle=True, seed=seed)
+            _same("another order of the threads", first, run(backend, *arrays))
+        backend.set_schedule()
+        return
     before = lec7.get_num_threads()
     try:
         lec7.set_num_threads(1)

@@ -1,26 +1,57 @@
 """What every test of an op shares: the backends that this machine can run, and seeded random numbers."""
 
+import zlib
 from collections.abc import Iterator
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from checking import required
+from devices import DeviceOps, cuda_module
 
 from lec7 import _cpu
 
 ISAS = ("baseline", "avx2", "avx512")
+DEVICES = ("cuda_host", "cuda_host_shuffled", pytest.param("cuda", marks=pytest.mark.cuda))
 
 
-@pytest.fixture(params=ISAS)
-def backend(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """The compiled CPU backend under one ISA, with its fresh outputs filled with NaN."""
-    if request.param not in _cpu._usable_isas():
-        (pytest.fail if request.param in required() else pytest.skip)(f"{request.param} is not usable here")
+def missing(name: str, reason: str) -> None:
+    (pytest.fail if name in required() else pytest.skip)(reason)
+
+
+@pytest.fixture(params=(*ISAS, *DEVICES))
+def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A compiled backend, with its fresh outputs filled with NaN: the CPU's under one ISA, or CUDA's.
+
+    "cuda_host" runs the kernels' threads as fibers of the host, one after the other; "cuda_host_shuffled" in
+    an order of each test's own, two blocks at a time.
+    """
+    if request.param in ISAS:
+        yield from cpu_under(request.param)
+        return
+    name = request.param.removesuffix("_shuffled")
+    try:
+        module = cuda_module(name)
+    except ImportError as error:
+        missing(name, f"lec7._{name} is not built: {error}")
+    if module.device_count() == 0:
+        missing(name, "there is no GPU")
+    ops = DeviceOps(module, request.param)
+    if request.node.callspec.params.get("dtype", np.float32) not in ops.dtypes:
+        pytest.skip("CUDA has float32 alone")
+    if request.param.endswith("_shuffled"):
+        ops.set_schedule(workers=2, shuffle=True, seed=zlib.crc32(request.node.nodeid.encode()))
+    yield ops
+    ops.set_schedule()
+
+
+def cpu_under(isa: str) -> Iterator[Any]:
+    if isa not in _cpu._usable_isas():
+        missing(isa, f"{isa} is not usable here")
     before = _cpu._isa()
-    _cpu._set_isa(request.param)
+    _cpu._set_isa(isa)
     _cpu._set_poison(True)
-    assert _cpu._isa() == request.param
+    assert _cpu._isa() == isa
     yield _cpu
     _cpu._set_poison(False)
     _cpu._set_isa(before)

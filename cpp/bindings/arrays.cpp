@@ -1,3 +1,5 @@
+// NumPy's C API rather than py::array_t: six arrays in and two out cost 0.4 us instead of 1.5 (a step of a small LSTM
+// is 4 us). An input is used in place when it is a contiguous, aligned, native array; a strided one is copied.
 #include "arrays.h"
 
 #define NPY_NO_DEPRECATED_API NPY_2_0_API_VERSION
@@ -146,8 +148,8 @@ Array mask_array(std::string_view op, const char* argument, py::handle value) {
 Array optional_float_array(std::string_view op, const char* argument, py::handle value) {
   return value.is_none() ? Array() : float_array(op, argument, value);
 }
-Array optional_integer_array(std::string_view op, const char* argument, py::handle value) {
-  return value.is_none() ? Array() : integer_array(op, argument, value);
+Array host_integer_array(std::string_view op, const char* argument, py::handle value) {
+  return integer_array(op, argument, value);
 }
 
 Array inout_array(std::string_view op, const char* argument, py::handle value) {
@@ -225,6 +227,12 @@ Array new_array(DType dtype, const Shape& shape) {
   if (!owner) throw py::error_already_set();
   if (PyArray_SetBaseObject(as_array(owner), capsule.release().ptr()) < 0) throw py::error_already_set();
   return Array(std::move(owner), block, dtype, shape);
+}
+
+Array new_scalar(DType dtype, double value) {
+  const Array scalar = new_array(dtype, Shape{});
+  with_float(dtype, [&]<class T> { *scalar.data<T>() = static_cast<T>(value); });
+  return scalar;
 }
 
 }  // namespace lec7::bindings

@@ -1,8 +1,5 @@
-// NumPy arrays in and out of the kernels.
-//
-// NumPy's C API rather than py::array_t: six arrays in and two out cost 0.4 us instead of 1.5 (a step of a small LSTM
-// is 4 us). An input is used in place when it is a contiguous, aligned, native array; a strided one is copied; nothing
-// changes its dtype.
+// Arrays in and out of the kernels: NumPy's for the CPU (arrays.cpp), the device's for CUDA (cuda/bindings/arrays.cpp).
+// The bindings of the ops are the same for both. Nothing changes an array's dtype.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -51,9 +48,10 @@ class Array {
 Array float_array(std::string_view op, const char* argument, py::handle value);
 Array integer_array(std::string_view op, const char* argument, py::handle value);  // int32, int64
 Array mask_array(std::string_view op, const char* argument, py::handle value);     // bool, float32, float64
+// Integers that the host reads, whatever the backend (lengths): a NumPy array.
+Array host_integer_array(std::string_view op, const char* argument, py::handle value);
 // None gives an Array that is not `given`.
 Array optional_float_array(std::string_view op, const char* argument, py::handle value);
-Array optional_integer_array(std::string_view op, const char* argument, py::handle value);
 // An array to be changed in place: contiguous, writeable, never copied.
 Array inout_array(std::string_view op, const char* argument, py::handle value);
 // Do the bounds of two arrays in memory overlap? (Either may be any array-like: a copy overlaps nothing.)
@@ -68,12 +66,16 @@ DType common_dtype(std::string_view op, std::initializer_list<NamedArray> arrays
 
 // A result: from the caching allocator where it is large.
 Array new_array(DType dtype, const Shape& shape);
+// A result of shape () with this value.
+Array new_scalar(DType dtype, double value);
 
-// Calls body<T>() for float32 or float64.
+// Calls body<T>() for float32 or float64; CUDA has float32 alone.
 template <class Body>
-void with_float(DType dtype, Body&& body) {
-  if (dtype == DType::float64) body.template operator()<double>();
-  else body.template operator()<float>();
+void with_float([[maybe_unused]] DType dtype, Body&& body) {
+#if !defined(LEC7_BACKEND_CUDA)
+  if (dtype == DType::float64) return body.template operator()<double>();
+#endif
+  body.template operator()<float>();
 }
 
 // A gradient that a backward may be asked for, and the array that it should be written to (None: a new one).

@@ -16,7 +16,7 @@ struct Arguments {
 
   Arguments(py::handle key_lengths_, py::handle mask_, bool causal_, std::optional<double> scale_)
       : mask(mask_.is_none() ? Array() : mask_array("attention", "mask", mask_)),
-        key_lengths(optional_integer_array("attention", "key_lengths", key_lengths_)),
+        key_lengths(key_lengths_.is_none() ? Array() : host_integer_array("attention", "key_lengths", key_lengths_)),
         causal(causal_),
         scale(scale_) {}
 

@@ -43,9 +43,7 @@ Array new_loss(Reduction reduction, DType dtype, const Shape& terms) {
 // A Python number, or an array of the op's dtype.
 Array loss_gradient(std::string_view op, py::handle dy, DType dtype) {
   if (!PyFloat_Check(dy.ptr()) && !PyLong_Check(dy.ptr())) return float_array(op, "dy", dy);
-  const Array number = new_array(dtype, Shape{});
-  with_float(dtype, [&]<class T> { *number.data<T>() = static_cast<T>(py::cast<double>(dy)); });
-  return number;
+  return new_scalar(dtype, py::cast<double>(dy));
 }
 
 constexpr std::string_view kCrossEntropy = "softmax_cross_entropy";
@@ -96,42 +94,27 @@ py::object cross_entropy_backward(py::handle dy_, py::handle logits_, py::handle
   return dlogits.object();
 }
 
-void check_probabilities(std::string_view op, const Array& targets) {
-  with_float(targets.dtype(), [&]<class T> {
-    const Index bad = LEC7_PICK(first_improbable<T>)(targets.shape().size(), targets.data<T>());
-    if (bad >= 0) {
-      fail_at(op, {"targets", targets.shape()}, bad, std::to_string(targets.data<T>()[bad]), "outside [0, 1]");
-    }
-  });
-}
-
-// The kernels of a pointwise loss, for one T.
+// The kernels of a pointwise loss.
 template <class T>
 struct PointwiseLoss {
   void (*forward)(Index n, const T* x, const T* targets, Reduction reduction, T* loss);
   void (*backward)(Index n, const T* dy, const T* x, const T* targets, Reduction reduction, T* dx);
 };
 
-template <class T>
-PointwiseLoss<T> binary_cross_entropy() {
-  return {LEC7_PICK(binary_cross_entropy_forward<T>), LEC7_PICK(binary_cross_entropy_backward<T>)};
-}
-template <class T>
-PointwiseLoss<T> mean_squared_error() {
-  return {LEC7_PICK(mean_squared_error_forward<T>), LEC7_PICK(mean_squared_error_backward<T>)};
-}
-
 struct PointwiseOp {
   const char* name;
-  const char* x;  // the argument beside targets
-  PointwiseLoss<float> (*of_float)();
-  PointwiseLoss<double> (*of_double)();
-  bool probabilities;  // targets are in [0, 1]
+  const char* x;       // the argument beside targets
+  bool probabilities;  // binary cross-entropy, whose targets are in [0, 1]; else the squared error
 
   template <class T>
   PointwiseLoss<T> kernels() const {
-    if constexpr (std::is_same_v<T, float>) return of_float();
-    else return of_double();
+    if (probabilities) return {LEC7_PICK(binary_cross_entropy_forward<T>), LEC7_PICK(binary_cross_entropy_backward<T>)};
+    return {LEC7_PICK(mean_squared_error_forward<T>), LEC7_PICK(mean_squared_error_backward<T>)};
+  }
+  void check_targets(const Array& targets) const {
+    if (!probabilities) return;
+    with_float(targets.dtype(),
+               [&]<class T> { check_probabilities(name, {"targets", targets.shape()}, targets.data<T>()); });
   }
 };
 
@@ -140,7 +123,7 @@ py::object pointwise_forward(const PointwiseOp& op, py::handle x_, py::handle ta
   const DType dtype = common_dtype(op.name, {{op.x, x}, {"targets", targets}});
   const Index n = pointwise_loss_shape(op.name, op.x, x.shape(), targets.shape());
   const Reduction reduction = parse_reduction(op.name, reduction_);
-  if (op.probabilities) check_probabilities(op.name, targets);
+  op.check_targets(targets);
   const Array loss = new_loss(reduction, dtype, x.shape());
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
@@ -157,7 +140,7 @@ py::object pointwise_backward(const PointwiseOp& op, py::handle dy_, py::handle 
   const Index n = pointwise_loss_shape(op.name, op.x, x.shape(), targets.shape());
   const Reduction reduction = parse_reduction(op.name, reduction_);
   check_loss_gradient(op.name, reduction, dy.shape(), x.shape());
-  if (op.probabilities) check_probabilities(op.name, targets);
+  op.check_targets(targets);
   const Array dx = new_array(dtype, x.shape());
   with_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
@@ -186,9 +169,7 @@ void bind_softmax(py::module_& m) {
   m.def("softmax_cross_entropy_backward", &cross_entropy_backward, py::arg("dy"), py::arg("logits"), py::arg("labels"),
         py::arg("saved"), py::kw_only(), py::arg("class_weight") = py::none(), py::arg("ignore_index") = py::none(),
         py::arg("label_smoothing") = 0.0, py::arg("reduction") = "mean");
-  static constexpr PointwiseOp ops[] = {
-      {"binary_cross_entropy", "logits", &binary_cross_entropy<float>, &binary_cross_entropy<double>, true},
-      {"mean_squared_error", "x", &mean_squared_error<float>, &mean_squared_error<double>, false}};
+  static constexpr PointwiseOp ops[] = {{"binary_cross_entropy", "logits", true}, {"mean_squared_error", "x", false}};
   for (const PointwiseOp& op : ops) {
     m.def((std::string(op.name) + "_forward").c_str(),
           [&op](py::handle x, py::handle targets, const std::string& reduction) {

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <limits>
 
+#include "lec7/memory.h"
 #include "lec7/parallel.h"
 
 namespace lec7::cpu::LEC7_ISA {
@@ -52,5 +53,22 @@ Index first_outside(const Indices& indices, Index begin, Index end, const Index*
              ? first_outside_of(static_cast<const std::int64_t*>(indices.data), indices.count, begin, end, ignored)
              : first_outside_of(static_cast<const std::int32_t*>(indices.data), indices.count, begin, end, ignored);
 }
+
+template <class T>
+Index first_improbable(Index n, const T* values) {
+  const auto improbable = [](T v) { return !(v >= 0 && v <= 1); };
+  const Index chunks = (n + kGrain - 1) / kGrain;
+  memory::Buffer<Index> found(chunks);
+  parallel_ranges(n, kGrain, [&](Index begin, Index end) {
+    const T* const at = std::find_if(values + begin, values + end, improbable);
+    found[begin / kGrain] = at == values + end ? -1 : at - values;
+  });
+  for (Index i = 0; i < chunks; ++i) {
+    if (found[i] >= 0) return found[i];
+  }
+  return -1;
+}
+template Index first_improbable(Index, const float*);
+template Index first_improbable(Index, const double*);
 
 }  // namespace lec7::cpu::LEC7_ISA

@@ -271,21 +271,6 @@ void pointwise_backward(Index n, Reduction reduction, const T* dy, T* dx, Slope&
 }  // namespace
 
 template <class T>
-Index first_improbable(Index n, const T* targets) {
-  const auto improbable = [](T t) { return !(t >= 0 && t <= 1); };
-  const Index chunks = (n + kGrain - 1) / kGrain;
-  memory::Buffer<Index> found(chunks);
-  parallel_ranges(n, kGrain, [&](Index begin, Index end) {
-    const T* const at = std::find_if(targets + begin, targets + end, improbable);
-    found[begin / kGrain] = at == targets + end ? -1 : at - targets;
-  });
-  for (Index i = 0; i < chunks; ++i) {
-    if (found[i] >= 0) return found[i];
-  }
-  return -1;
-}
-
-template <class T>
 void binary_cross_entropy_forward(Index n, const T* logits, const T* targets, Reduction reduction, T* loss) {
   pointwise_forward(n, reduction, loss, [&](Index i, auto lanes) LEC7_LAMBDA_INLINE {
     const Vec<T> x = load_lanes(logits + i, lanes), t = load_lanes(targets + i, lanes);
@@ -326,7 +311,6 @@ void mean_squared_error_backward(Index n, const T* dy, const T* x, const T* targ
   template void softmax_cross_entropy_forward(const CrossEntropy&, const T*, const Indices&, const T*, T*, T*);   \
   template void softmax_cross_entropy_backward(const CrossEntropy&, const T*, const T*, const Indices&, const T*, \
                                                const T*, T*);                                                     \
-  template Index first_improbable(Index, const T*);                                                               \
   template void binary_cross_entropy_forward(Index, const T*, const T*, Reduction, T*);                           \
   template void binary_cross_entropy_backward(Index, const T*, const T*, const T*, Reduction, T*);                \
   template void mean_squared_error_forward(Index, const T*, const T*, Reduction, T*);                             \

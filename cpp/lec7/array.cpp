@@ -31,6 +31,17 @@ void fail(std::string_view op, const std::string& rule, std::initializer_list<Na
   fail(op, rule, std::span<const Named>(arrays.begin(), arrays.size()));
 }
 
+void fail_at(std::string_view op, const Named& array, Index position, const std::string& value,
+             const std::string& what) {
+  Shape at = array.shape;
+  for (int axis = array.shape.rank() - 1; axis >= 0; --axis) {
+    at[axis] = position % array.shape[axis];
+    position /= array.shape[axis];
+  }
+  const std::string name(array.name.substr(0, array.name.find(' ')));
+  fail(op, name + " is " + value + " at " + at.str() + ", " + what, {array});
+}
+
 Index checked_multiply(std::string_view op, Index a, Index b) {
   Index product;
   if (__builtin_mul_overflow(a, b, &product)) {

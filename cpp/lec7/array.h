@@ -56,6 +56,10 @@ struct Named {
 [[noreturn]] void fail(std::string_view op, const std::string& rule, std::initializer_list<Named> arrays);
 [[noreturn]] void fail(std::string_view op, const std::string& rule, std::span<const Named> arrays = {});
 
+// The same for one value of an array: "embedding: tokens is 70 at (3, 1), outside [0, 65); tokens (...) = (5, 2)".
+[[noreturn]] void fail_at(std::string_view op, const Named& array, Index position, const std::string& value,
+                          const std::string& what);
+
 // a * b, or an error that names the op where the product leaves 63 bits.
 Index checked_multiply(std::string_view op, Index a, Index b);
 

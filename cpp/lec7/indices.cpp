@@ -2,17 +2,6 @@
 
 namespace lec7 {
 
-void fail_at(std::string_view op, const Named& array, Index position, const std::string& value,
-             const std::string& what) {
-  Shape at = array.shape;
-  for (int axis = array.shape.rank() - 1; axis >= 0; --axis) {
-    at[axis] = position % array.shape[axis];
-    position /= array.shape[axis];
-  }
-  const std::string name(array.name.substr(0, array.name.find(' ')));
-  fail(op, name + " is " + value + " at " + at.str() + ", " + what, {array});
-}
-
 void check_indices(std::string_view op, const Named& array, const Indices& indices, Index begin, Index end,
                    std::optional<Index> ignored) {
   const Index bad = LEC7_PICK(first_outside)(indices, begin, end, ignored ? &*ignored : nullptr);
@@ -20,5 +9,13 @@ void check_indices(std::string_view op, const Named& array, const Indices& indic
   fail_at(op, array, bad, std::to_string(indices[bad]),
           "outside [" + std::to_string(begin) + ", " + std::to_string(end) + ")");
 }
+
+template <class T>
+void check_probabilities(std::string_view op, const Named& array, const T* values) {
+  const Index bad = LEC7_PICK(first_improbable<T>)(array.shape.size(), values);
+  if (bad >= 0) fail_at(op, array, bad, std::to_string(values[bad]), "outside [0, 1]");
+}
+template void check_probabilities(std::string_view, const Named&, const float*);
+template void check_probabilities(std::string_view, const Named&, const double*);
 
 }  // namespace lec7

@@ -1,4 +1,5 @@
-// Integers from outside that index something: labels, tokens. They are checked before a kernel reads through them.
+// Values from outside that are checked before a kernel uses them: integers that index something (labels, tokens),
+// probabilities.
 #pragma once
 
 #include <cstdint>
@@ -24,12 +25,15 @@ struct Indices {
 void check_indices(std::string_view op, const Named& array, const Indices& indices, Index begin, Index end,
                    std::optional<Index> ignored = {});
 
-// The same message for a position that a kernel found; `what` is the rule that the value breaks.
-[[noreturn]] void fail_at(std::string_view op, const Named& array, Index position, const std::string& value,
-                          const std::string& what);
+// The same for numbers outside [0, 1].
+template <class T>
+void check_probabilities(std::string_view op, const Named& array, const T* values);
 
 }  // namespace lec7
 
 LEC7_KERNELS(
     // The position of the first index outside [begin, end) that is not the ignored one, or -1.
-    Index first_outside(const Indices& indices, Index begin, Index end, const Index* ignored);)
+    Index first_outside(const Indices& indices, Index begin, Index end, const Index* ignored);
+
+    // The position of the first number that is not in [0, 1], or -1.
+    template <class T> Index first_improbable(Index n, const T* values);)

@@ -3,6 +3,9 @@
 // Every file in cpp/cpu is compiled once for each ISA, into the namespace lec7::cpu::<isa>. A kernel is
 // declared in all of them with LEC7_KERNELS and called through LEC7_PICK, which takes the best one that
 // the processor can run (or the one that LEC7_ISA names).
+//
+// The CUDA backend compiles the same declarations, shape rules and bindings with LEC7_BACKEND_CUDA: there the two mean
+// the kernels of cuda/, on device memory, for float32 alone.
 #pragma once
 
 #include <string>
@@ -21,7 +24,13 @@ void set_isa(std::string_view name);     // throws std::invalid_argument
 
 }  // namespace lec7::cpu
 
-#if defined(LEC7_BUILD_X86)
+#if defined(LEC7_BACKEND_CUDA)
+#define LEC7_KERNELS(...) \
+  namespace lec7::cuda {  \
+  __VA_ARGS__             \
+  }
+#define LEC7_PICK(kernel) (&::lec7::cuda::kernel)
+#elif defined(LEC7_BUILD_X86)
 #define LEC7_KERNELS(...)         \
   namespace lec7::cpu::baseline { \
   __VA_ARGS__                     \

@@ -59,8 +59,6 @@ LEC7_KERNELS(template <class T> void softmax_forward(const SoftmaxShape& shape, 
                                                                     const T* logits, const Indices& labels,
                                                                     const T* lse, const T* class_weight, T* dlogits);
 
-             // The position of the first target that is not in [0, 1], or -1.
-             template <class T> Index first_improbable(Index n, const T* targets);
              template <class T> void binary_cross_entropy_forward(Index n, const T* logits, const T* targets,
                                                                   Reduction reduction, T* loss);
              template <class T> void binary_cross_entropy_backward(Index n, const T* dy, const T* logits,

@@ -1,0 +1,245 @@
+#include "device_array.h"
+
+#include <pybind11/numpy.h>
+
+namespace lec7::bindings {
+namespace {
+
+DType dtype_of(const py::array& array) {
+  const char kind = array.dtype().kind();
+  const py::ssize_t size = array.itemsize();
+  if (kind == 'f' && size == 4) return DType::float32;
+  if (kind == 'f' && size == 8) return DType::float64;
+  if (kind == 'i' && size == 4) return DType::int32;
+  if (kind == 'i' && size == 8) return DType::int64;
+  if (kind == 'b') return DType::boolean;
+  throw py::type_error("to_device: float32, float64, int32, int64 or bool; got dtype " +
+                       std::string(py::str(array.dtype())));
+}
+
+const DeviceArray& usable(const DeviceArray& array) {
+  if (array.block->freed()) fail("lec7.cuda.Array", "it was freed", {{"array", array.shape}});
+  return array;
+}
+
+py::tuple shape_tuple(const Shape& shape) {
+  py::tuple result(static_cast<std::size_t>(shape.rank()));
+  for (int axis = 0; axis < shape.rank(); ++axis) result[static_cast<std::size_t>(axis)] = shape[axis];
+  return result;
+}
+
+py::array to_numpy(const DeviceArray& array) {
+  usable(array);
+  py::array result(py::dtype(name_of(array.dtype)), std::vector<py::ssize_t>(array.shape.begin(), array.shape.end()));
+  void* const data = result.mutable_data();
+  const py::gil_scoped_release unlocked;
+  cuda::copy_to_host(data, array.data, array.bytes());
+  return result;
+}
+
+// The one element, on the host.
+py::object item(const DeviceArray& array) {
+  if (array.shape.size() != 1) {
+    fail("lec7.cuda.Array", "only an array of one element is a number", {{"array", array.shape}});
+  }
+  return to_numpy(array).attr("item")();
+}
+
+DeviceArray reshaped(const DeviceArray& array, const py::args& args) {
+  py::tuple dims = args;
+  if (args.size() == 1 && py::isinstance<py::tuple>(args[0])) dims = args[0];
+  Shape shape;
+  int open = -1;
+  Index known = 1;
+  for (const py::handle dim : dims) {
+    const Index d = py::cast<Index>(dim);
+    if (d == -1 && open < 0) open = shape.rank();
+    else if (d < 0) fail("reshape", "sizes are not negative, but for one -1", {{"array", array.shape}});
+    else known *= d;
+    shape.append(d);
+  }
+  if (open >= 0) shape[open] = known > 0 ? array.shape.size() / known : 0;
+  if (shape.size() != array.shape.size()) {
+    fail("reshape", "the number of elements stays", {{"array", array.shape}, {"shape", shape}});
+  }
+  DeviceArray result = usable(array);
+  result.shape = shape;
+  return result;
+}
+
+// array[i], array[i:j]: views, on the first axis.
+DeviceArray sliced(const DeviceArray& array, const py::object& index) {
+  usable(array);
+  if (array.shape.rank() == 0) throw py::index_error("lec7.cuda.Array: an array of shape () has no axis to index");
+  const Index rows = array.shape[0];
+  Shape shape = array.shape;
+  Index begin;
+  if (py::isinstance<py::slice>(index)) {
+    py::ssize_t start, stop, step, count;
+    if (!index.cast<py::slice>().compute(rows, &start, &stop, &step, &count)) throw py::error_already_set();
+    if (step != 1) throw py::index_error("lec7.cuda.Array: slices have step 1");
+    begin = start;
+    shape[0] = count;
+  } else if (PyIndex_Check(index.ptr())) {
+    begin = py::cast<Index>(index);
+    if (begin < 0) begin += rows;
+    if (begin < 0 || begin >= rows) throw py::index_error("lec7.cuda.Array: the index is out of range");
+    shape = Shape{};
+    for (int axis = 1; axis < array.shape.rank(); ++axis) shape.append(array.shape[axis]);
+  } else {
+    throw py::index_error("lec7.cuda.Array: an integer or a slice of the first axis; got " +
+                          std::string(py::repr(index)));
+  }
+  DeviceArray result = array;
+  const Index row = array.shape.size(1, array.shape.rank());
+  result.data = static_cast<char*>(array.data) + static_cast<std::size_t>(begin * row) * item_size(array.dtype);
+  result.shape = shape;
+  return result;
+}
+
+DeviceArray copied(const DeviceArray& array) {
+  DeviceArray result = new_device_array(usable(array).dtype, array.shape);
+  cuda::copy_on_device(result.data, array.data, array.bytes());
+  return result;
+}
+
+void assign(const DeviceArray& to, py::handle value) {
+  usable(to);
+  const auto refuse_shape = [&](const Shape& shape) {
+    fail("lec7.cuda.Array.assign", "the shapes are equal", {{"array", to.shape}, {"value", shape}});
+  };
+  if (py::isinstance<DeviceArray>(value)) {
+    const auto& from = usable(py::cast<const DeviceArray&>(value));
+    if (from.dtype != to.dtype) throw py::type_error("lec7.cuda.Array.assign: the dtypes are equal");
+    if (!(from.shape == to.shape)) refuse_shape(from.shape);
+    cuda::copy_on_device(to.data, from.data, to.bytes());
+    return;
+  }
+  const DeviceArray from = to_device(value);
+  if (from.dtype != to.dtype) {
+    throw py::type_error(std::string("lec7.cuda.Array.assign: the array is ") + name_of(to.dtype) + ", the value " +
+                         name_of(from.dtype));
+  }
+  if (!(from.shape == to.shape)) refuse_shape(from.shape);
+  cuda::copy_on_device(to.data, from.data, to.bytes());
+}
+
+void fill(const DeviceArray& array, double value) {
+  usable(array);
+  if (array.dtype != DType::float32) throw py::type_error("lec7.cuda.Array.fill: the array is float32");
+  const auto number = static_cast<float>(value);
+  int bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  cuda::fill_words(array.data, bits, array.shape.size());
+}
+
+py::dict interface(const DeviceArray& array) {
+  usable(array);
+  py::dict result;
+  result["shape"] = shape_tuple(array.shape);
+  result["typestr"] = py::dtype(name_of(array.dtype)).attr("str");
+  result["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.data), false);
+  result["version"] = 3;
+  result["strides"] = py::none();
+  // 1 is the legacy default stream; 0 is not allowed.
+  const auto stream = reinterpret_cast<std::uintptr_t>(cuda::current_stream());
+  result["stream"] = stream == 0 ? 1 : stream;
+  return result;
+}
+
+}  // namespace
+
+Block::Block(std::size_t bytes)
+    : data_(bytes > 0 ? cuda::allocate(bytes) : nullptr),
+      bytes_(bytes),
+      device_(cuda::current_device()),
+      stream_(cuda::current_stream()),
+      foreign_(false) {}
+
+Block::Block(void* data, std::size_t bytes, int device, py::object owner)
+    : data_(data), bytes_(bytes), device_(device), stream_(nullptr), owner_(std::move(owner)), foreign_(true) {}
+
+Block::~Block() { free(); }
+
+void Block::free() {
+  if (freed_) return;
+  freed_ = true;
+  if (!foreign_ && data_ != nullptr) cuda::release(data_, stream_);
+  owner_ = py::object();
+}
+
+std::size_t DeviceArray::bytes() const { return static_cast<std::size_t>(shape.size()) * item_size(dtype); }
+
+DeviceArray new_device_array(DType dtype, const Shape& shape) {
+  const Index elements = checked_size("lec7.cuda.Array", shape);
+  auto block = std::make_shared<Block>(static_cast<std::size_t>(elements) * item_size(dtype));
+  void* const data = block->data();
+  return {std::move(block), data, dtype, shape};
+}
+
+DeviceArray to_device(py::handle value) {
+  if (py::isinstance<DeviceArray>(value)) return py::cast<DeviceArray>(value);
+  const auto array = py::array::ensure(value, py::array::c_style);
+  if (!array) throw py::error_already_set();
+  if (array.ndim() > Shape::kMaxRank) {
+    throw py::value_error("to_device: " + std::to_string(array.ndim()) + " axes; at most 8 are possible");
+  }
+  Shape shape;
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) shape.append(array.shape(axis));
+  DeviceArray result = new_device_array(dtype_of(array), shape);
+  cuda::copy_to_device(result.data, array.data(), result.bytes());
+  return result;
+}
+
+const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return "float32";
+    case DType::float64: return "float64";
+    case DType::int32: return "int32";
+    case DType::int64: return "int64";
+    default: return "bool";
+  }
+}
+
+std::size_t item_size(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+    case DType::int32: return 4;
+    case DType::boolean: return 1;
+    default: return 8;
+  }
+}
+
+void bind_device_array(py::module_& m) {
+  py::class_<DeviceArray>(m, "Array", "A contiguous array on a GPU: made by lec7.cuda.to_device or by an op.")
+      .def_property_readonly("shape", [](const DeviceArray& a) { return shape_tuple(a.shape); })
+      .def_property_readonly("ndim", [](const DeviceArray& a) { return a.shape.rank(); })
+      .def_property_readonly("size", [](const DeviceArray& a) { return a.shape.size(); })
+      .def_property_readonly("nbytes", &DeviceArray::bytes)
+      .def_property_readonly("dtype", [](const DeviceArray& a) { return py::dtype(name_of(a.dtype)); })
+      .def_property_readonly("device", [](const DeviceArray& a) { return "cuda:" + std::to_string(a.block->device()); })
+      .def("numpy", &to_numpy, "A copy as a NumPy array; waits for the stream.")
+      .def("item", &item, "The one element as a Python number; waits for the stream.")
+      .def("__float__", [](const DeviceArray& a) { return py::float_(item(a)); })
+      .def("__int__", [](const DeviceArray& a) { return py::int_(item(a)); })
+      .def("__len__",
+           [](const DeviceArray& a) {
+             if (a.shape.rank() == 0) throw py::type_error("len() of an array of shape ()");
+             return a.shape[0];
+           })
+      .def("reshape", &reshaped, "The same memory with another shape; one size may be -1.")
+      .def("__getitem__", &sliced, py::arg("index"), "array[i] or array[i:j]: a view.")
+      .def("copy", &copied)
+      .def("assign", &assign, py::arg("value"), "Copy a NumPy or device array of the same shape and dtype into it.")
+      .def("fill", &fill, py::arg("value"), "Set every element (float32).")
+      .def(
+          "free", [](DeviceArray& a) { a.block->free(); },
+          "Give the memory back now; the array, and its views, refuse to be used from then on.")
+      .def_property_readonly("__cuda_array_interface__", &interface)
+      .def("__repr__", [](const DeviceArray& a) {
+        return "lec7.cuda.Array(" + a.shape.str() + ", " + name_of(a.dtype) +
+               ", cuda:" + std::to_string(a.block->device()) + (a.block->freed() ? ", freed)" : ")");
+      });
+}
+
+}  // namespace lec7::bindings

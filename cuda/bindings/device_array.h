@@ -1,0 +1,57 @@
+// lec7.cuda.Array: a contiguous array on a GPU.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+
+#include "../runtime.h"
+#include "bindings/arrays.h"
+
+namespace lec7::bindings {
+
+// Memory of the device: released on its stream when the last array that views it is gone.
+class Block {
+ public:
+  explicit Block(std::size_t bytes);
+  // Memory of another library: `owner` is let go of at the end.
+  Block(void* data, std::size_t bytes, int device, py::object owner);
+  ~Block();
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
+
+  void* data() const { return data_; }
+  std::size_t bytes() const { return bytes_; }
+  int device() const { return device_; }
+  // Gives the memory back at once; arrays that view it refuse to be used from then on.
+  void free();
+  bool freed() const { return freed_; }
+
+ private:
+  void* data_;
+  std::size_t bytes_;
+  int device_;
+  cudaStream_t stream_;
+  py::object owner_;
+  bool foreign_, freed_ = false;
+};
+
+struct DeviceArray {
+  std::shared_ptr<Block> block;
+  void* data;
+  DType dtype;
+  Shape shape;
+
+  std::size_t bytes() const;
+};
+
+DeviceArray new_device_array(DType dtype, const Shape& shape);
+// A copy of anything that NumPy can make an array of; its dtype stays.
+DeviceArray to_device(py::handle value);
+
+const char* name_of(DType dtype);
+std::size_t item_size(DType dtype);
+
+void bind_device_array(py::module_& m);
+
+}  // namespace lec7::bindings

@@ -1,0 +1,79 @@
+#include "bindings/module.h"
+
+#include "../runtime.h"
+#include "device_array.h"
+#if defined(LEC7_CUDA_HOST)
+#include "fibers.h"
+#endif
+
+namespace py = pybind11;
+
+namespace lec7::bindings {
+
+// Families whose kernels are not there yet.
+void bind_activation(py::module_&) __attribute__((weak));
+void bind_attention(py::module_&) __attribute__((weak));
+void bind_conv(py::module_&) __attribute__((weak));
+void bind_conv_transpose(py::module_&) __attribute__((weak));
+void bind_dropout(py::module_&) __attribute__((weak));
+void bind_embedding(py::module_&) __attribute__((weak));
+void bind_linear(py::module_&) __attribute__((weak));
+void bind_locally_connected(py::module_&) __attribute__((weak));
+void bind_merge(py::module_&) __attribute__((weak));
+void bind_norm(py::module_&) __attribute__((weak));
+void bind_optimizer(py::module_&) __attribute__((weak));
+void bind_pool(py::module_&) __attribute__((weak));
+void bind_recurrent(py::module_&) __attribute__((weak));
+void bind_softmax(py::module_&) __attribute__((weak));
+
+namespace {
+
+py::dict memory_info() {
+  const cuda::MemoryInfo bytes = cuda::memory_info();
+  py::dict info;
+  info["in_use"] = bytes.in_use;
+  info["cached"] = bytes.cached;
+  info["limit"] = bytes.limit;
+  info["free"] = bytes.free;
+  info["total"] = bytes.total;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(LEC7_MODULE, m) {
+  m.doc() = "lec7's CUDA backend: the ops of lec7.ops on lec7.cuda.Array.";
+
+  m.def("device_count", &cuda::device_count, "The GPUs that can be used: 0 without one, or without a driver.");
+  m.def("synchronize", &cuda::synchronize, py::call_guard<py::gil_scoped_release>(),
+        "Wait for the current stream; raise what went wrong on it.");
+  m.def("memory_info", &memory_info,
+        "Bytes of arrays in use, of freed ones kept for reuse, the most that are kept, the device's free and total.");
+  m.def("empty_cache", &cuda::empty_cache, "Give the freed memory back to the device.");
+  m.def("set_memory_limit", &cuda::set_memory_limit, py::arg("bytes"), "Keep at most `bytes` of freed memory.");
+  m.def("to_device", &to_device, py::arg("array"), "A copy of an array on the current device; its dtype stays.");
+#if defined(LEC7_CUDA_HOST)
+  m.def(
+      "_set_schedule",
+      [](unsigned workers, bool shuffle, std::uint64_t seed) { host::schedule() = {workers, shuffle, seed}; },
+      py::arg("workers") = 1, py::arg("shuffle") = false, py::arg("seed") = 1);
+#endif
+
+  bind_device_array(m);
+  if (bind_activation != nullptr) bind_activation(m);
+  if (bind_attention != nullptr) bind_attention(m);
+  if (bind_conv != nullptr) bind_conv(m);
+  if (bind_conv_transpose != nullptr) bind_conv_transpose(m);
+  if (bind_dropout != nullptr) bind_dropout(m);
+  if (bind_embedding != nullptr) bind_embedding(m);
+  if (bind_linear != nullptr) bind_linear(m);
+  if (bind_locally_connected != nullptr) bind_locally_connected(m);
+  if (bind_merge != nullptr) bind_merge(m);
+  if (bind_norm != nullptr) bind_norm(m);
+  if (bind_optimizer != nullptr) bind_optimizer(m);
+  if (bind_pool != nullptr) bind_pool(m);
+  if (bind_recurrent != nullptr) bind_recurrent(m);
+  if (bind_softmax != nullptr) bind_softmax(m);
+}
+
+}  // namespace lec7::bindings

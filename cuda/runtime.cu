@@ -1,0 +1,172 @@
+#include "runtime.h"
+
+#include <atomic>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "kernel.h"
+#include "values.h"
+
+namespace lec7::cuda {
+namespace {
+
+thread_local cudaStream_t stream = nullptr;
+
+// The kernels launched since the last synchronization, the newest last: the one that failed is among them.
+constexpr int kRemembered = 8;
+thread_local const char* launched[kRemembered];
+thread_local unsigned launches = 0;
+
+std::string launched_last() {
+  std::string text;
+  for (unsigned i = launches > kRemembered ? launches - kRemembered : 0; i < launches; ++i) {
+    text += (text.empty() ? "" : ", ") + std::string(launched[i % kRemembered]);
+  }
+  return text.empty() ? "no kernel" : text;
+}
+
+std::string place(const std::source_location& where) {
+  return std::string(where.file_name()) + ":" + std::to_string(where.line());
+}
+
+cudaMemPool_t pool() {
+  cudaMemPool_t result;
+  check(cudaDeviceGetDefaultMemPool(&result, current_device()), "cudaDeviceGetDefaultMemPool");
+  return result;
+}
+
+std::uint64_t pool_attribute(cudaMemPoolAttr attribute) {
+  std::uint64_t value = 0;
+  check(cudaMemPoolGetAttribute(pool(), attribute, &value), "cudaMemPoolGetAttribute");
+  return value;
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+__global__ void fill_words_kernel(int* to, int bits, Index words) { LEC7_STRIDED(i, words) to[i] = bits; }
+
+}  // namespace
+
+void check(cudaError_t error, std::string_view call, std::source_location where) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // an error that was reported does not come back
+  if (error == cudaErrorMemoryAllocation) throw std::bad_alloc();
+  throw std::runtime_error(place(where) + ": " + std::string(call) + ": " + cudaGetErrorName(error) + ": " +
+                           cudaGetErrorString(error));
+}
+
+int device_count() {
+  int count = 0;
+  // Without a driver the count may be left as it was: only the code tells.
+  if (cudaGetDeviceCount(&count) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
+}
+
+int current_device() {
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  return device;
+}
+
+const Properties& properties() {
+  static const std::vector<Properties> all = [] {
+    std::vector<Properties> result;
+    for (int device = 0; device < device_count(); ++device) {
+      result.push_back({attribute(cudaDevAttrMultiProcessorCount, device),
+                        attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+                            attribute(cudaDevAttrComputeCapabilityMinor, device),
+                        static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))});
+    }
+    return result;
+  }();
+  return all.at(static_cast<std::size_t>(current_device()));
+}
+
+cudaStream_t current_stream() { return stream; }
+void set_current_stream(cudaStream_t other) { stream = other; }
+
+void synchronize() {
+  const cudaError_t error = cudaStreamSynchronize(stream);
+  if (error != cudaSuccess) {
+    const std::string kernels = launched_last();
+    launches = 0;
+    check(error, "cudaStreamSynchronize, after " + kernels);
+  }
+  launches = 0;
+  throw_bad_values();
+}
+
+void begin_launch(const KernelName& name, const Grid& grid) {
+  const dim3& g = grid.grid;
+  if (g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) {
+    throw std::runtime_error(place(name.where) + ": " + name.text + ": a grid of (" + std::to_string(g.x) + ", " +
+                             std::to_string(g.y) + ", " + std::to_string(g.z) +
+                             ") blocks; at most (2147483647, 65535, 65535) are possible");
+  }
+  launched[launches++ % kRemembered] = name.text;
+}
+
+void end_launch(const KernelName& name, cudaError_t error) { check(error, name.text, name.where); }
+
+Grid strided_grid(Index n) {
+  constexpr Index kBlocksEach = 8;  // 2048 threads fill a multiprocessor
+  const Index most = kBlocksEach * properties().multiprocessors;
+  return {static_cast<unsigned>(std::min(most, ceil_div(n, kThreads))), kThreads};
+}
+
+void* allocate(std::size_t bytes) {
+  void* block = nullptr;
+  cudaError_t error = cudaMallocAsync(&block, bytes, stream);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    synchronize();
+    empty_cache();
+    error = cudaMallocAsync(&block, bytes, stream);
+  }
+  check(error, "cudaMallocAsync");
+  return block;
+}
+
+void release(void* block, cudaStream_t on) noexcept {
+  if (cudaFreeAsync(block, on) != cudaSuccess) cudaGetLastError();  // the process ends, and the context is gone
+}
+
+MemoryInfo memory_info() {
+  MemoryInfo info{};
+  info.in_use = pool_attribute(cudaMemPoolAttrUsedMemCurrent);
+  info.cached = pool_attribute(cudaMemPoolAttrReservedMemCurrent) - info.in_use;
+  info.limit = pool_attribute(cudaMemPoolAttrReleaseThreshold);
+  check(cudaMemGetInfo(&info.free, &info.total), "cudaMemGetInfo");
+  return info;
+}
+
+void set_memory_limit(std::size_t bytes) {
+  std::uint64_t threshold = bytes;
+  check(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
+}
+
+void empty_cache() { check(cudaMemPoolTrimTo(pool(), 0), "cudaMemPoolTrimTo"); }
+
+void copy_to_device(void* to, const void* from, std::size_t bytes) {
+  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+}
+void copy_to_host(void* to, const void* from, std::size_t bytes) {
+  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync");
+  synchronize();
+}
+void copy_on_device(void* to, const void* from, std::size_t bytes) {
+  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "cudaMemcpyAsync");
+}
+void fill_words(void* to, int bits, Index words) {
+  launch("fill_words_kernel", fill_words_kernel, strided_grid(words), static_cast<int*>(to), bits, words);
+}
+
+}  // namespace lec7::cuda

@@ -1,0 +1,78 @@
+// The device: streams, memory, errors. Everything a kernel's host code needs besides `launch`.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <source_location>
+#include <string>
+#include <string_view>
+
+#include "lec7/array.h"
+
+namespace lec7::cuda {
+
+// std::bad_alloc where memory ran out; otherwise std::runtime_error with the call, CUDA's own text, file and line.
+void check(cudaError_t error, std::string_view call, std::source_location where = std::source_location::current());
+
+// ---- devices ----
+
+int device_count();  // 0 where there is no GPU or no driver
+int current_device();
+struct Properties {
+  int multiprocessors;
+  int compute_capability;  // 80 for 8.0
+  std::size_t shared_per_block;
+};
+const Properties& properties();  // of the current device
+
+// ---- streams ----
+
+cudaStream_t current_stream();  // of this host thread; at first the default stream
+void set_current_stream(cudaStream_t stream);
+
+// Waits for the current stream. What went wrong on the device until then is thrown here: a CUDA error with the names of
+// the kernels launched last, or bad values that a kernel met (values.h).
+void synchronize();
+
+// ---- memory ----
+
+// Stream-ordered: a block may be used and released on the stream that is current at its allocation. Throws
+// std::bad_alloc, after the cache was emptied and the request repeated; the process stays usable.
+void* allocate(std::size_t bytes);
+void release(void* block, cudaStream_t stream) noexcept;
+
+struct MemoryInfo {
+  std::size_t in_use, cached, limit, free, total;
+};
+MemoryInfo memory_info();
+void set_memory_limit(std::size_t bytes);  // of what is kept for reuse
+void empty_cache();
+
+void copy_to_device(void* to, const void* from, std::size_t bytes);  // waits only for the host's side
+void copy_to_host(void* to, const void* from, std::size_t bytes);    // synchronizes
+void copy_on_device(void* to, const void* from, std::size_t bytes);
+void fill_words(void* to, int bits, Index words);  // 4 bytes each
+
+// Scratch for an op: released on the stream it was allocated on, after the kernels that use it.
+template <class T>
+class Buffer {
+ public:
+  explicit Buffer(Index count)
+      : stream_(current_stream()),
+        data_(count == 0 ? nullptr : static_cast<T*>(allocate(static_cast<std::size_t>(count) * sizeof(T)))) {}
+  ~Buffer() {
+    if (data_ != nullptr) release(data_, stream_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  T* data() { return data_; }
+
+ private:
+  cudaStream_t stream_;
+  T* data_;
+};
+
+}  // namespace lec7::cuda
