@@ -2,6 +2,12 @@
 
 namespace lec7 {
 
+std::vector<Index> Indices::copy() const {
+  std::vector<Index> result(static_cast<std::size_t>(count));
+  for (Index i = 0; i < count; ++i) result[static_cast<std::size_t>(i)] = (*this)[i];
+  return result;
+}
+
 void fail_at(std::string_view op, const Named& array, Index position, const std::string& value,
              const std::string& what) {
   Shape at = array.shape;

@@ -1,8 +1,10 @@
-// Integers from outside that index something: labels, tokens. They are checked before a kernel reads through them.
+// Integers from outside that index something: labels, tokens, or count: lengths. They are checked before a kernel reads
+// through them.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "lec7/array.h"
 #include "lec7/isa.h"
@@ -17,6 +19,7 @@ struct Indices {
   Index operator[](Index i) const {
     return wide ? static_cast<const std::int64_t*>(data)[i] : static_cast<const std::int32_t*>(data)[i];
   }
+  std::vector<Index> copy() const;
 };
 
 // Throws std::invalid_argument unless every index is in [begin, end) or is the ignored one. The message has the value
