@@ -2,6 +2,7 @@
 
 #include "../runtime.h"
 #include "device_array.h"
+#include "stream.h"
 #if defined(LEC7_CUDA_HOST)
 #include "fibers.h"
 #endif
@@ -60,6 +61,7 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
 #endif
 
   bind_device_array(m);
+  bind_stream(m);
   if (bind_activation != nullptr) bind_activation(m);
   if (bind_attention != nullptr) bind_attention(m);
   if (bind_conv != nullptr) bind_conv(m);
