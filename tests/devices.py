@@ -52,7 +52,7 @@ class DeviceOps:
         return call
 
     def _send(self, value: Any, sent: list[tuple[ndarray, Any]]) -> Any:
-        if isinstance(value, ndarray | np.generic):
+        if isinstance(value, ndarray | np.generic) and not isinstance(value, float):  # as np.float64 is
             known = [device for array, device in sent if array is value]
             device = known[0] if known else self._module.to_device(value)
             if isinstance(value, ndarray) and not known:
