@@ -57,11 +57,9 @@ inline unsigned lane() { return current->linear % 32; }
 
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source, Where where) {
-  static_assert(sizeof(T) <= kMostExchanged);
   const Exchange given = exchange(mask, &value, sizeof value, where);
   if ((mask >> source & 1) == 0) die("reads a lane outside the mask of its shuffle", where);
-  std::memcpy(&value, given.slot(source), sizeof value);
-  return value;
+  return given.get<T>(source);
 }
 
 template <class Predicate>
@@ -69,9 +67,7 @@ unsigned ballot(unsigned mask, int vote, Where where, Predicate&& counts) {
   const Exchange given = exchange(mask, &vote, sizeof vote, where);
   unsigned result = 0;
   for (unsigned l = 0; l < 32; ++l) {
-    if ((mask >> l & 1) == 0) continue;
-    std::memcpy(&vote, given.slot(l), sizeof vote);
-    if (counts(vote)) result |= 1u << l;
+    if ((mask >> l & 1) != 0 && counts(given.get<int>(l))) result |= 1u << l;
   }
   return result;
 }

@@ -21,9 +21,6 @@
 #endif
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
-#define LEC7_NO_TSAN __attribute__((no_sanitize("thread")))
-#else
-#define LEC7_NO_TSAN
 #endif
 
 #if !defined(__x86_64__)
@@ -83,7 +80,7 @@ struct Fiber {
 struct Copy {
   void* to;
   const void* from;
-  std::size_t bytes;
+  std::size_t bytes, valid;
   unsigned group;
 };
 
@@ -473,11 +470,15 @@ void die(const char* rule, Where where) {
   std::abort();
 }
 
-LEC7_NO_TSAN void begin_copy(void* shared, const void* global, std::size_t bytes, Where where) {
+LEC7_NO_TSAN void begin_copy(void* shared, const void* global, std::size_t bytes, std::size_t valid, Where where) {
   FiberThread& me = self();
   me.where = where;
+  const auto misaligned = [&](const void* address) { return reinterpret_cast<std::uintptr_t>(address) % bytes != 0; };
+  if (misaligned(shared) || misaligned(global))
+    die("copies asynchronously between addresses that are not aligned", where);
   std::memset(shared, 0xff, bytes);
-  me.copies.push_back({shared, global, bytes, me.group});
+  ASAN_POISON_MEMORY_REGION(shared, bytes);
+  me.copies.push_back({shared, global, bytes, valid, me.group});
 }
 
 LEC7_NO_TSAN void commit_copies() { ++self().group; }
@@ -486,8 +487,13 @@ LEC7_NO_TSAN void wait_for_copies(unsigned groups_left) {
   FiberThread& me = self();
   std::size_t kept = 0;
   for (const Copy& copy : me.copies) {
-    if (copy.group + groups_left < me.group) std::memcpy(copy.to, copy.from, copy.bytes);
-    else me.copies[kept++] = copy;
+    if (copy.group + groups_left < me.group) {
+      ASAN_UNPOISON_MEMORY_REGION(copy.to, copy.bytes);
+      std::memcpy(copy.to, copy.from, copy.valid);
+      std::memset(static_cast<char*>(copy.to) + copy.valid, 0, copy.bytes - copy.valid);
+    } else {
+      me.copies[kept++] = copy;
+    }
   }
   me.copies.resize(kept);
 }

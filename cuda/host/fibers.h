@@ -18,6 +18,12 @@
 #include <functional>
 #include <source_location>
 
+#if defined(__SANITIZE_THREAD__)
+#define LEC7_NO_TSAN __attribute__((no_sanitize("thread")))
+#else
+#define LEC7_NO_TSAN
+#endif
+
 struct uint3 {
   unsigned x, y, z;
 };
@@ -64,10 +70,16 @@ void sync_grid(Where where);
 void sync_warp(unsigned mask, Where where);
 
 constexpr std::size_t kMostExchanged = 32;
-// Each lane of the mask gives `bytes` and reads what any of them gave: slot(lane) until its next exchange.
+// Each lane of the mask gives `bytes` and reads what any of them gave, until its next exchange.
 struct Exchange {
   const unsigned char (*slots)[kMostExchanged];
-  const void* slot(unsigned lane) const { return slots[lane]; }
+  template <class T>
+  LEC7_NO_TSAN T get(unsigned lane) const {
+    static_assert(sizeof(T) <= kMostExchanged);
+    T value;
+    __builtin_memcpy(&value, slots[lane], sizeof value);
+    return value;
+  }
 };
 Exchange exchange(unsigned mask, const void* value, std::size_t bytes, Where where);
 
@@ -78,8 +90,9 @@ void* dynamic_shared_memory();
 // Ends the process; `current` is named.
 [[noreturn]] void die(const char* rule, Where where);
 
-// A copy from global to shared memory that is under way: its destination is poisoned until it is waited for.
-void begin_copy(void* shared, const void* global, std::size_t bytes, Where where);
+// A copy from global to shared memory that is under way: of `bytes`, the first `valid`, then zeros. Its destination is
+// poisoned until it is waited for.
+void begin_copy(void* shared, const void* global, std::size_t bytes, std::size_t valid, Where where);
 void commit_copies();
 void wait_for_copies(unsigned groups_left);
 
