@@ -17,15 +17,14 @@ constexpr Index kLongestPart = 8192;  // of k: the error of a sum grows with its
 constexpr Index kAllDepths = 16;      // parts are whole steps of every tile
 
 struct TileSpeed {
-  TileKind kind;
   Index rows, columns;
   double speed;  // multiplications in a unit of time, relative to the large tile's
 };
-constexpr TileSpeed kTiles[] = {
-    {TileKind::large, 128, 128, 1.0}, {TileKind::small, 64, 64, 0.8}, {TileKind::skinny, 16, 128, 0.4}};
+constexpr TileSpeed kTiles[] = {{128, 128, 1.0}, {128, 64, 0.9}, {64, 64, 0.75}, {16, 128, 0.4}};
+constexpr TileKind kGemmTiles[] = {TileKind::large, TileKind::tall, TileKind::small, TileKind::skinny};
 
 template <class T>
-__global__ void __launch_bounds__(T::kThreads)
+__global__ void __launch_bounds__(T::kThreads, T::kResident)
     gemm_kernel(MatrixSource a, MatrixSource b, Index k, Index chunk, Index tiles_down, Index tiles_across, float* c,
                 Index c_stride, bool c_vector, Finish finish) {
   // Neighbouring blocks share rows of A, and then columns of B: both come from L2.
@@ -62,6 +61,7 @@ void run_gemm(const Plan& plan, const MatrixSource& a, const MatrixSource& b, In
               const Finish& finish) {
   switch (plan.kind) {
     case TileKind::large: return run_gemm<LargeTile>(plan, a, b, k, c, c_stride, finish);
+    case TileKind::tall: return run_gemm<TallTile>(plan, a, b, k, c, c_stride, finish);
     case TileKind::small: return run_gemm<SmallTile>(plan, a, b, k, c, c_stride, finish);
     case TileKind::skinny: return run_gemm<SkinnyTile>(plan, a, b, k, c, c_stride, finish);
   }
@@ -96,10 +96,11 @@ __global__ void column_sum_kernel(Index rows, Index n, Index chunk, const float*
 
 }  // namespace
 
-Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most) {
+Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most, std::span<const TileKind> kinds) {
   Plan best{};
   double least = 0;
-  for (const TileSpeed& tile : kTiles) {
+  for (const TileKind kind : kinds) {
+    const TileSpeed& tile = kTiles[static_cast<int>(kind)];
     const Index down = ceil_div(m, tile.rows), across = ceil_div(n, tile.columns), tiles = down * across * batch;
     if (tiles == 0) return {TileKind::small, down, across, 0, 0};
     const Index fill = std::min(kAtOnce / tiles, k / kLeastPart);
@@ -108,7 +109,7 @@ Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most) {
     const Index splits = std::max<Index>(1, ceil_div(k, chunk));
     const double turns = static_cast<double>(ceil_div(tiles * splits, kAtOnce));
     const double time = turns * static_cast<double>(tile.rows * tile.columns * chunk) / tile.speed;
-    if (best.splits == 0 || time < least) best = {tile.kind, down, across, chunk, splits}, least = time;
+    if (best.splits == 0 || time < least) best = {kind, down, across, chunk, splits}, least = time;
   }
   return best;
 }
@@ -121,7 +122,7 @@ void gemm(Index m, Index n, Index k, const Matrix& a, const Matrix& b, float* c,
           Activation activation) {
   const MatrixSource source_a{a.data, a.stride, m, !a.transposed, is_vector(a.data, a.stride)};
   const MatrixSource source_b{b.data, b.stride, n, b.transposed, is_vector(b.data, b.stride)};
-  const Plan plan = plan_tiles(m, n, k, 1, kLongestPart);
+  const Plan plan = plan_tiles(m, n, k, 1, kLongestPart, kGemmTiles);
   const Finish finish{bias, activation};
   if (plan.splits <= 1) return run_gemm(plan, source_a, source_b, k, c, c_stride, finish);
   Buffer<float> parts(plan.splits * m * n);

@@ -13,22 +13,26 @@
 // the four numbers k steps later, zeros where there are none; `left` is what remains along k from there, maybe none.
 #pragma once
 
+#include <span>
+
 #include "activation.h"
 #include "kernel.h"
 
 namespace lec7::cuda {
 
-template <int kRows_, int kColumns_, int kDepth_, int kThreadRows_, int kThreadColumns_>
+template <int kRows_, int kColumns_, int kDepth_, int kThreadRows_, int kThreadColumns_, int kResident_>
 struct Tile {
   static constexpr int kRows = kRows_, kColumns = kColumns_, kDepth = kDepth_;
   static constexpr int kThreadRows = kThreadRows_, kThreadColumns = kThreadColumns_;
   static constexpr int kWarpRows = 4 * kThreadRows, kWarpColumns = 8 * kThreadColumns;
   static constexpr int kWarpsDown = kRows / kWarpRows, kWarpsAcross = kColumns / kWarpColumns;
   static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
+  static constexpr int kResident = kResident_;  // blocks of a multiprocessor, which bounds a thread's registers
 };
-using LargeTile = Tile<128, 128, 8, 8, 8>;   // 64 multiplications for 4 reads of 16 bytes
-using SmallTile = Tile<64, 64, 16, 4, 4>;    // for small matrices, and for 64 columns
-using SkinnyTile = Tile<16, 128, 16, 4, 4>;  // for a few rows: bound by the reading of B
+using LargeTile = Tile<128, 128, 8, 8, 8, 2>;   // 64 multiplications for 4 reads of 16 bytes
+using TallTile = Tile<128, 64, 8, 8, 4, 2>;     // for 64 columns
+using SmallTile = Tile<64, 64, 16, 4, 4, 2>;    // for small matrices
+using SkinnyTile = Tile<16, 128, 16, 4, 4, 4>;  // for a few rows: bound by the reading of B
 
 // Up to four numbers from `at`; `vector`: its address is a multiple of 16 bytes.
 __device__ inline float4 load_quad(const float* at, Index left, bool vector) {
@@ -220,7 +224,7 @@ __device__ inline void store_quad(float* to, Index column, Index n, bool vector,
 
 // ---- Which tile, and how many parts of k ----
 
-enum class TileKind { large, small, skinny };
+enum class TileKind { large, tall, small, skinny };
 
 struct Plan {
   TileKind kind;
@@ -230,10 +234,10 @@ struct Plan {
   Index blocks() const { return tiles_down * tiles_across * splits; }
 };
 
-// The tile and the split that take the least time by a simple model: blocks run in turns of kAtOnce, and a block takes
-// its multiplications over the tile's speed. It depends on sizes alone, so that results do as well. `most` bounds a
-// part of k: longer sums are less accurate.
-Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most);
+// The tile (of those that the caller has) and the split that take the least time by a simple model: blocks run in turns
+// of kAtOnce, and a block takes its multiplications over the tile's speed. It depends on sizes alone, so that results
+// do as well. `batch` products are done at once. `most` bounds a part of k: longer sums are less accurate.
+Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most, std::span<const TileKind> kinds);
 
 // c (rows x n, c_stride apart) = finish(the sum of the parts (splits x rows x n) in their order).
 void sum_parts(const float* parts, Index splits, Index rows, Index n, float* c, Index c_stride, const Finish& finish);
