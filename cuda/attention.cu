@@ -53,19 +53,25 @@ struct Problem {
   const Index* key_lengths;  // null: all keys
 };
 
-// What the queries of a tile see of the keys of a tile.
+// What a query sees of the keys of a tile. A thread goes from one of its queries to the next one: an offset for each
+// would stay in registers all the time.
 struct Seen {
-  int queries, keys;  // that there are
-  int diagonal;       // query `row` sees keys before diagonal + row
+  int queries, keys, diagonal;  // sees key j where queries > 0, j < keys, j < diagonal
   const bool* keep;
   const float* add;
   Index row_step;
   int key_step;
 
-  __device__ float score(int row, int key, float product) const {
-    if (row >= queries || key >= keys || key - row >= diagonal) return kMinusInfinity;
-    if (keep != nullptr) return keep[row * row_step + key * key_step] ? product : kMinusInfinity;
-    return add == nullptr ? product : product + add[row * row_step + key * key_step];
+  __device__ float score(int key, float product) const {
+    if (queries <= 0 || key >= keys || key >= diagonal) return kMinusInfinity;
+    if (keep != nullptr) return keep[key * key_step] ? product : kMinusInfinity;
+    return add == nullptr ? product : product + add[key * key_step];
+  }
+  __device__ void go_down(int rows) {
+    queries -= rows;
+    diagonal += rows;
+    if (keep != nullptr) keep += rows * row_step;
+    if (add != nullptr) add += rows * row_step;
   }
 };
 
@@ -90,12 +96,12 @@ struct Head {
   __device__ bool sees_all(Index i, Index end) const {
     return p.keep == nullptr && p.add == nullptr && end <= visible(i);
   }
-  // The queries from i on and the keys from k0 on, as many as a tile or a chunk has.
+  // Query i and the keys from k0 on, as many as a chunk has.
   __device__ Seen seen(Index i, Index k0) const {
     const Index at = mask_at + i * p.stride[2] + k0 * p.stride[3];
     return {least(kTile, p.queries - i),
             least(kChunk, length - k0),
-            p.causal ? least(kChunk, i + 1 + p.keys - p.queries - k0) : kChunk,
+            p.causal ? least(kChunk, i + 1 + p.keys - p.queries - k0) : 2 * kChunk,
             p.keep == nullptr ? nullptr : p.keep + at,
             p.add == nullptr ? nullptr : p.add + at,
             p.stride[2],
@@ -224,7 +230,7 @@ __device__ inline int chunks_of(int columns) { return (columns + kTile - 1) / kT
 
 // `resident`: all chunks of q stay in shared memory; otherwise they are read again for each tile of keys.
 template <int NC>
-__global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 3)
+__global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
     attention_forward_kernel(Problem p, bool resident, const float* q, const float* k, const float* v, float* y,
                              float* lse) {
   constexpr int R = kForwardRows;
@@ -259,14 +265,15 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 3)
       add_dot_products(q_tile, k_tile, least(kTile, p.d - chunk * kTile), scores);
     }
     const bool all = head.sees_all(i0, k0 + kTile);
-    const Seen seen = head.seen(i0, k0);
+    Seen seen = head.seen(i0 + first_row(), k0);
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < R; ++r) {
       if (!all) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) scores[r][c] = seen.score(row_of<R>(r), column_of(c), scores[r][c]);
+        for (int c = 0; c < 4; ++c) scores[r][c] = seen.score(column_of(c), scores[r][c]);
       }
+      seen.go_down(down<R>(1));
       float most = fmaxf(fmaxf(scores[r][0], scores[r][1]), fmaxf(scores[r][2], scores[r][3]));
 #pragma unroll
       for (int bits = kQuads / 2; bits > 0; bits /= 2) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, bits));
@@ -330,7 +337,6 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>)
   const Index index = blockIdx.x / (across * down), tile = blockIdx.x % (across * down);
   const Index i0 = tile / across * kTile, k0 = tile % across * kTile;
   const Head head(p, index);
-  const Seen seen = head.seen(i0, k0);
   float scores[R][4] = {};
   for (int chunk = 0; chunk < chunks_of(p.d); ++chunk) {
     __syncthreads();
@@ -343,12 +349,13 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>)
   for (int r = 0; r < R; ++r) {
     const Index i = i0 + row_of<R>(r);
     if (i >= p.queries) continue;
+    const Seen seen = head.seen(i, k0);
     const float log_sum = lse[index * p.queries + i];
     float* const row = weights + (index * p.queries + i) * p.keys + k0;
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const int key = column_of(c);
-      const float score = seen.score(row_of<R>(r), key, scores[r][c]);
+      const float score = seen.score(key, scores[r][c]);
       if (k0 + key < p.keys) row[key] = log_sum == kMinusInfinity ? 0 : expf(score - log_sum);
     }
   }
@@ -397,7 +404,7 @@ __global__ void __launch_bounds__(kFewThreads)
     }
 #pragma unroll
     for (int bits = kQuads / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bits);
-    if (lane() == 0) scores[j] = seen.score(0, j, p.scale * sum);
+    if (lane() == 0) scores[j] = seen.score(j, p.scale * sum);
   }
   __syncthreads();
 
@@ -491,7 +498,7 @@ enum class Side { queries, keys };
 // da or db may be null. `resident`: all chunks of both sides' tiles are in shared memory at once; otherwise one of
 // each.
 template <Side own, int NC>
-__global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 2)
+__global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
     attention_backward_kernel(Problem p, bool resident, const float* dy, const float* q, const float* k, const float* v,
                               const float* lse, const float* delta, float* da, float* db) {
   constexpr int R = kBackwardRows;
@@ -561,7 +568,7 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 2)
       else add_dot_products(own_tile(c), other_tile(c), least(kTile, p.dv - (c - a_chunks) * kTile), ds);
     }
     const bool all = own_keys ? head.sees_all(other0, own0 + kTile) : head.sees_all(own0, other0 + kTile);
-    const Seen seen = own_keys ? head.seen(other0, own0) : head.seen(own0, other0);
+    Seen seen = own_keys ? head.seen(other0 + lane(), own0) : head.seen(own0 + first_row(), other0);
     static_assert(R == 4, "as many rows as columns: a query may be either");
 #pragma unroll
     for (int a = 0; a < 4; ++a) {  // a query
@@ -571,10 +578,10 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 2)
       for (int b = 0; b < 4; ++b) {  // and a key
         float& s = probabilities[own_keys ? b : a][own_keys ? a : b];
         float& dp = ds[own_keys ? b : a][own_keys ? a : b];
-        const int row = own_keys ? column_of(a) : row_of<R>(a), key = own_keys ? row_of<R>(b) : column_of(b);
-        s = expf((all ? s : seen.score(row, key, s)) - shift);
+        s = expf((all ? s : seen.score(own_keys ? row_of<R>(b) : column_of(b), s)) - shift);
         dp = s * (dp - minus);
       }
+      seen.go_down(own_keys ? kQuads : down<R>(1));
     }
 
     // sums += x times the columns of the other side that this block accumulates.
