@@ -53,17 +53,25 @@ struct Problem {
   const Index* key_lengths;  // null: all keys
 };
 
-// The scores of one query and a tile of keys: what of them is seen.
+// What a query sees of the keys of a tile. A thread goes from one of its queries to the next one: an offset for each
+// would stay in registers all the time.
 struct Seen {
-  int count;  // the first ones, where no mask hides them
+  int queries, keys, diagonal;  // sees key j where queries > 0, j < keys, j < diagonal
   const bool* keep;
   const float* add;
-  int step;
+  Index row_step;
+  int key_step;
 
   __device__ float score(int key, float product) const {
-    if (key >= count) return kMinusInfinity;
-    if (keep != nullptr) return keep[key * step] ? product : kMinusInfinity;
-    return add == nullptr ? product : product + add[key * step];
+    if (queries <= 0 || key >= keys || key >= diagonal) return kMinusInfinity;
+    if (keep != nullptr) return keep[key * key_step] ? product : kMinusInfinity;
+    return add == nullptr ? product : product + add[key * key_step];
+  }
+  __device__ void go_down(int rows) {
+    queries -= rows;
+    diagonal += rows;
+    if (keep != nullptr) keep += rows * row_step;
+    if (add != nullptr) add += rows * row_step;
   }
 };
 
@@ -88,11 +96,16 @@ struct Head {
   __device__ bool sees_all(Index i, Index end) const {
     return p.keep == nullptr && p.add == nullptr && end <= visible(i);
   }
-  // Query i and the `width` keys from k0 on.
-  __device__ Seen seen(Index i, Index k0, int width = kTile) const {
+  // Query i and the keys from k0 on, as many as a chunk has.
+  __device__ Seen seen(Index i, Index k0) const {
     const Index at = mask_at + i * p.stride[2] + k0 * p.stride[3];
-    return {i < p.queries ? least(width, visible(i) - k0) : 0, p.keep == nullptr ? nullptr : p.keep + at,
-            p.add == nullptr ? nullptr : p.add + at, static_cast<int>(p.stride[3])};
+    return {least(kTile, p.queries - i),
+            least(kChunk, length - k0),
+            p.causal ? least(kChunk, i + 1 + p.keys - p.queries - k0) : 2 * kChunk,
+            p.keep == nullptr ? nullptr : p.keep + at,
+            p.add == nullptr ? nullptr : p.add + at,
+            p.stride[2],
+            static_cast<int>(p.stride[3])};
   }
 };
 
@@ -120,20 +133,31 @@ __device__ inline void store_quad(float* to, int left, bool aligned, const float
   }
 }
 
-// Where a tile keeps float4 `quad` of a row: 8 rows that follow each other have theirs in 8 different groups of banks,
-// and two such rows have their halves apart.
-__device__ inline int place(int row, int quad) { return row * kQuads + (quad ^ ((row & 1) << 2 | (row >> 1 & 3))); }
-
-__device__ inline float& element(float4* tile, int row, int column) {
-  return reinterpret_cast<float*>(tile + place(row, column / 4))[column % 4];
+// Where a tile keeps float4 `quad` of the row `down` below another one; `down` is a multiple of 8, known when this is
+// compiled, so that one address serves all rows of a thread. 8 rows that follow each other have theirs in 8 different
+// groups of banks, and two such rows have their halves apart.
+__device__ inline int place(int row, int quad, int down = 0) {
+  return row * kQuads + (quad ^ ((row & 1) << 2 | (row >> 1 & 3))) + down * kQuads;
 }
 
-__device__ inline int lane() { return static_cast<int>(threadIdx.x) % kQuads; }
+// A thread has the rows first_row() + down<R>(r), and, where it has numbers across, the columns lane() + kQuads * c.
+__device__ inline int lane() { return static_cast<int>(threadIdx.x % kQuads); }
+__device__ inline int first_row() { return static_cast<int>(threadIdx.x / kQuads); }
+template <int R>
+constexpr int down(int r) {
+  return kTile / R * r;
+}
 template <int R>
 __device__ int row_of(int r) {
-  return static_cast<int>(threadIdx.x) / kQuads + kTile / R * r;
+  return first_row() + down<R>(r);
 }
 __device__ inline int column_of(int c) { return lane() + kQuads * c; }
+
+template <int R>
+__device__ float& own_element(float4* tile, int r, int c) {
+  const int quad = place(first_row(), lane() / 4 + kQuads / 4 * c, down<R>(r));
+  return reinterpret_cast<float*>(tile)[4 * quad + lane() % 4];
+}
 
 // The matrix that a head has in one of the arrays.
 struct Matrix {
@@ -146,13 +170,12 @@ struct Matrix {
 template <int R>
 __device__ void load_tile(const Matrix& m, Index row, int chunk, float factor, bool aligned, float4* tile) {
   const int column = chunk * kTile + 4 * lane(), count = least(kTile, m.rows - row);
-  const float* const from = m.data + (row + row_of<R>(0)) * m.columns + column;
+  const float* from = m.data + (row + row_of<R>(0)) * m.columns + column;
 #pragma unroll 4
-  for (int r = 0; r < R; ++r) {
-    const int own = row_of<R>(r);
-    const float4 value =
-        load_quad(from + static_cast<Index>(kTile / R * r) * m.columns, own < count ? m.columns - column : 0, aligned);
-    tile[place(own, lane())] = make_float4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
+  for (int r = 0; r < R; ++r, from += kTile / R * m.columns) {
+    const float4 value = load_quad(from, row_of<R>(r) < count ? m.columns - column : 0, aligned);
+    tile[place(first_row(), lane(), down<R>(r))] =
+        make_float4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
   }
 }
 
@@ -163,10 +186,10 @@ __device__ void add_dot_products(const float4* a, const float4* b, int depth, fl
   for (int quad = 0; 4 * quad < depth; ++quad) {
     float4 bs[4];
 #pragma unroll
-    for (int c = 0; c < 4; ++c) bs[c] = b[place(column_of(c), quad)];
+    for (int c = 0; c < 4; ++c) bs[c] = b[place(lane(), quad, kQuads * c)];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      const float4 as = a[place(row_of<R>(r), quad)];
+      const float4 as = a[place(first_row(), quad, down<R>(r))];
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
         sums[r][c] += as.x * bs[c].x;
@@ -188,7 +211,7 @@ __device__ void add_products(const float4* x, const float4* y, int count, float 
     for (int l = 0; l < 4; ++l) ys[l] = y[place(4 * quad + l, lane())];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      const float4 xs = x[place(row_of<R>(r), quad)];
+      const float4 xs = x[place(first_row(), quad, down<R>(r))];
       const float factors[4] = {xs.x, xs.y, xs.z, xs.w};
 #pragma unroll
       for (int l = 0; l < 4; ++l) {
@@ -207,9 +230,9 @@ __device__ inline int chunks_of(int columns) { return (columns + kTile - 1) / kT
 
 // `resident`: all chunks of q stay in shared memory; otherwise they are read again for each tile of keys.
 template <int NC>
-__global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 3)
+__global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
     attention_forward_kernel(Problem p, bool resident, const float* q, const float* k, const float* v, float* y,
-                             float* lse, float* weights) {
+                             float* lse) {
   constexpr int R = kForwardRows;
   LEC7_DYNAMIC_SHARED(shared, Tile);
   float4* const k_tile = shared[0];
@@ -225,8 +248,6 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 3)
   const Matrix queries{q + index * p.queries * p.d, p.queries, p.d};
   const Matrix keys{k + index * p.keys * p.d, head.length, p.d};
   const Matrix values{v + index * p.keys * p.dv, head.length, p.dv};
-  if (blockIdx.y > 0) weights = nullptr;
-  else if (weights != nullptr) weights += index * p.queries * p.keys;
 
   float top[R], total[R], out[NC][R][4] = {};  // `total` is this lane's part
 #pragma unroll
@@ -244,21 +265,15 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 3)
       add_dot_products(q_tile, k_tile, least(kTile, p.d - chunk * kTile), scores);
     }
     const bool all = head.sees_all(i0, k0 + kTile);
+    Seen seen = head.seen(i0 + first_row(), k0);
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      const Index i = i0 + row_of<R>(r);
       if (!all) {
-        const Seen seen = head.seen(i, k0);
 #pragma unroll
         for (int c = 0; c < 4; ++c) scores[r][c] = seen.score(column_of(c), scores[r][c]);
       }
-      if (weights != nullptr && i < p.queries) {
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          if (k0 + column_of(c) < p.keys) weights[i * p.keys + k0 + column_of(c)] = scores[r][c];
-        }
-      }
+      seen.go_down(down<R>(1));
       float most = fmaxf(fmaxf(scores[r][0], scores[r][1]), fmaxf(scores[r][2], scores[r][3]));
 #pragma unroll
       for (int bits = kQuads / 2; bits > 0; bits /= 2) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, bits));
@@ -270,7 +285,7 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 3)
       for (int c = 0; c < 4; ++c) {
         const float probability = expf(scores[r][c] - shift);
         sum += probability;
-        element(p_tile, row_of<R>(r), column_of(c)) = probability;
+        own_element<R>(p_tile, r, c) = probability;
       }
       top[r] = most;
       total[r] = total[r] * decay + sum;
@@ -309,12 +324,39 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 3)
       const int column = (first_chunk + c) * kTile + 4 * lane();
       store_quad(y + (index * p.queries + i) * p.dv + column, p.dv - column, p.aligned, out[c][r]);
     }
-    if (weights == nullptr) continue;
-    // Each thread finds the scores that it wrote itself.
-    const Index seen = blind ? 0 : (visible + kTile - 1) / kTile * kTile;
-    for (Index j = lane(); j < p.keys; j += kQuads) {
-      float& weight = weights[i * p.keys + j];
-      weight = j < seen ? expf(weight - log_sum) : 0;
+  }
+}
+
+// p = exp(s - lse), where it is wanted: one tile of scores a block.
+__global__ void __launch_bounds__(kThreadsOf<kForwardRows>)
+    attention_weights_kernel(Problem p, const float* q, const float* k, const float* lse, float* weights) {
+  constexpr int R = kForwardRows;
+  LEC7_SHARED(q_tile, Tile);
+  LEC7_SHARED(k_tile, Tile);
+  const Index across = (p.keys + kTile - 1) / kTile, down = (p.queries + kTile - 1) / kTile;
+  const Index index = blockIdx.x / (across * down), tile = blockIdx.x % (across * down);
+  const Index i0 = tile / across * kTile, k0 = tile % across * kTile;
+  const Head head(p, index);
+  float scores[R][4] = {};
+  for (int chunk = 0; chunk < chunks_of(p.d); ++chunk) {
+    __syncthreads();
+    load_tile<R>({q + index * p.queries * p.d, p.queries, p.d}, i0, chunk, p.scale, p.aligned, q_tile);
+    load_tile<R>({k + index * p.keys * p.d, head.length, p.d}, k0, chunk, 1, p.aligned, k_tile);
+    __syncthreads();
+    add_dot_products(q_tile, k_tile, least(kTile, p.d - chunk * kTile), scores);
+  }
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    const Index i = i0 + row_of<R>(r);
+    if (i >= p.queries) continue;
+    const Seen seen = head.seen(i, k0);
+    const float log_sum = lse[index * p.queries + i];
+    float* const row = weights + (index * p.queries + i) * p.keys + k0;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int key = column_of(c);
+      const float score = seen.score(key, scores[r][c]);
+      if (k0 + key < p.keys) row[key] = log_sum == kMinusInfinity ? 0 : expf(score - log_sum);
     }
   }
 }
@@ -335,10 +377,10 @@ __device__ float combine_block(float value, float* shared, Combine combine) {
 }
 
 // One query against one chunk of keys. `parts`: for each the maximum, the sum, and sum p v, where there are several
-// chunks; otherwise y, lse and the weights are final.
+// chunks; otherwise y and lse are final.
 __global__ void __launch_bounds__(kFewThreads)
     attention_few_forward_kernel(Problem p, Index chunks, const float* q, const float* k, const float* v, float* y,
-                                 float* lse, float* weights, float* parts) {
+                                 float* lse, float* parts) {
   constexpr int kGroups = kFewThreads / kQuads;  // of lanes that take a key together
   LEC7_SHARED(scores, float[kChunk]);
   LEC7_SHARED(sums, float4[kGroups * kQuads]);
@@ -348,7 +390,7 @@ __global__ void __launch_bounds__(kFewThreads)
   const Head head(p, index);
   const Index k0 = chunk * kChunk, visible = head.visible(i);
   const int count = visible <= k0 ? 0 : least(kChunk, visible - k0), group = static_cast<int>(threadIdx.x) / kQuads;
-  const Seen seen = head.seen(i, k0, kChunk);
+  const Seen seen = head.seen(i, k0);
   const float* const keys = k + (index * p.keys + k0) * p.d;
   const float* const values = v + (index * p.keys + k0) * p.dv;
 
@@ -372,10 +414,8 @@ __global__ void __launch_bounds__(kFewThreads)
   const float shift = top == kMinusInfinity ? 0 : top;
   float total = 0;
   for (int j = static_cast<int>(threadIdx.x); j < kChunk; j += kFewThreads) {
-    const float score = scores[j], probability = expf(score - shift);
-    scores[j] = probability;
-    total += probability;
-    if (weights != nullptr && k0 + j < p.keys) weights[row * p.keys + k0 + j] = score;
+    scores[j] = expf(scores[j] - shift);
+    total += scores[j];
   }
   total = combine_block(total, totals, [](float a, float b) { return a + b; });
 
@@ -407,19 +447,12 @@ __global__ void __launch_bounds__(kFewThreads)
     if (threadIdx.x == 0) part[0] = top, part[1] = total;
     return;
   }
-  const float log_sum = blind ? kMinusInfinity : top + logf(total);
-  if (threadIdx.x == 0) lse[row] = log_sum;
-  if (weights == nullptr) return;
-  for (Index j = threadIdx.x; j < p.keys; j += kFewThreads) {
-    float& weight = weights[row * p.keys + j];
-    weight = blind ? 0 : expf(weight - log_sum);
-  }
+  if (threadIdx.x == 0) lse[row] = blind ? kMinusInfinity : top + logf(total);
 }
 
 // Combines the chunks of one query.
 __global__ void __launch_bounds__(kFewThreads)
-    attention_combine_kernel(Index keys, int dv, Index chunks, const float* parts, float* y, float* lse,
-                             float* weights) {
+    attention_combine_kernel(int dv, Index chunks, const float* parts, float* y, float* lse) {
   const Index row = blockIdx.x, size = dv + 2;
   parts += row * chunks * size;
   float top = kMinusInfinity, total = 0;
@@ -427,18 +460,13 @@ __global__ void __launch_bounds__(kFewThreads)
   const float shift = top == kMinusInfinity ? 0 : top;
   for (Index c = 0; c < chunks; ++c) total += parts[c * size + 1] * expf(parts[c * size] - shift);
   const bool blind = total == 0;
-  const float log_sum = blind ? kMinusInfinity : top + logf(total), norm = blind ? 0 : 1 / total;
+  const float norm = blind ? 0 : 1 / total;
   for (int column = static_cast<int>(threadIdx.x); column < dv; column += kFewThreads) {
     float sum = 0;
     for (Index c = 0; c < chunks; ++c) sum += parts[c * size + 2 + column] * expf(parts[c * size] - shift);
     y[row * dv + column] = sum * norm;
   }
-  if (threadIdx.x == 0) lse[row] = log_sum;
-  if (weights == nullptr) return;
-  for (Index j = threadIdx.x; j < keys; j += kFewThreads) {
-    float& weight = weights[row * keys + j];
-    weight = blind ? 0 : expf(weight - log_sum);
-  }
+  if (threadIdx.x == 0) lse[row] = blind ? kMinusInfinity : top + logf(total);
 }
 
 // ---- backward ----
@@ -470,7 +498,7 @@ enum class Side { queries, keys };
 // da or db may be null. `resident`: all chunks of both sides' tiles are in shared memory at once; otherwise one of
 // each.
 template <Side own, int NC>
-__global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 2)
+__global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
     attention_backward_kernel(Problem p, bool resident, const float* dy, const float* q, const float* k, const float* v,
                               const float* lse, const float* delta, float* da, float* db) {
   constexpr int R = kBackwardRows;
@@ -540,11 +568,11 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 2)
       else add_dot_products(own_tile(c), other_tile(c), least(kTile, p.dv - (c - a_chunks) * kTile), ds);
     }
     const bool all = own_keys ? head.sees_all(other0, own0 + kTile) : head.sees_all(own0, other0 + kTile);
+    Seen seen = own_keys ? head.seen(other0 + lane(), own0) : head.seen(own0 + first_row(), other0);
     static_assert(R == 4, "as many rows as columns: a query may be either");
 #pragma unroll
     for (int a = 0; a < 4; ++a) {  // a query
       const Index i = own_keys ? other0 + column_of(a) : own0 + row_of<R>(a);
-      const Seen seen = head.seen(i, own_keys ? own0 : other0);
       const float shift = shift_of(i), minus = delta_of(i);
 #pragma unroll
       for (int b = 0; b < 4; ++b) {  // and a key
@@ -553,6 +581,7 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 2)
         s = expf((all ? s : seen.score(own_keys ? row_of<R>(b) : column_of(b), s)) - shift);
         dp = s * (dp - minus);
       }
+      seen.go_down(own_keys ? kQuads : down<R>(1));
     }
 
     // sums += x times the columns of the other side that this block accumulates.
@@ -562,7 +591,7 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 2)
 #pragma unroll
       for (int r = 0; r < R; ++r) {
 #pragma unroll
-        for (int c = 0; c < 4; ++c) element(x_tile, row_of<R>(r), column_of(c)) = x[r][c];
+        for (int c = 0; c < 4; ++c) own_element<R>(x_tile, r, c) = x[r][c];
       }
       __syncwarp();
 #pragma unroll
@@ -647,21 +676,26 @@ void attention_forward(const AttentionShape& s, const AttentionParams<float>& pa
     const Index chunks = std::max<Index>(1, ceil_div(s.keys, kChunk));
     Buffer<float> parts(chunks == 1 ? 0 : s.rows() * chunks * (s.dv + 2));
     launch("attention_few_forward_kernel", attention_few_forward_kernel, {blocks_of(s.rows() * chunks), kFewThreads}, p,
-           chunks, q, k, v, y, lse, weights, parts.data());
-    if (chunks == 1) return;
-    launch("attention_combine_kernel", attention_combine_kernel, {blocks_of(s.rows()), kFewThreads}, s.keys, p.dv,
-           chunks, parts.data(), y, lse, weights);
-    return;
+           chunks, q, k, v, y, lse, parts.data());
+    if (chunks > 1) {
+      launch("attention_combine_kernel", attention_combine_kernel, {blocks_of(s.rows()), kFewThreads}, p.dv, chunks,
+             parts.data(), y, lse);
+    }
+  } else {
+    const Index value_chunks = chunks_of(s.dv), blocks = s.n * s.heads * ceil_div(s.queries, kTile);
+    const Shared shared(2 + chunks_of(s.d), 3);
+    const auto run = [&]<int NC> {
+      launch("attention_forward_kernel", attention_forward_kernel<NC>,
+             {{blocks_of(blocks), blocks_of(ceil_div(value_chunks, NC))}, kThreadsOf<kForwardRows>, shared.bytes}, p,
+             shared.resident, q, k, v, y, lse);
+    };
+    if (value_chunks == 1) run.operator()<1>();
+    else run.operator()<kMostColumns>();
   }
-  const Index value_chunks = chunks_of(s.dv), blocks = s.n * s.heads * ceil_div(s.queries, kTile);
-  const Shared shared(2 + chunks_of(s.d), 3);
-  const auto run = [&]<int NC> {
-    launch("attention_forward_kernel", attention_forward_kernel<NC>,
-           {{blocks_of(blocks), blocks_of(ceil_div(value_chunks, NC))}, kThreadsOf<kForwardRows>, shared.bytes}, p,
-           shared.resident, q, k, v, y, lse, weights);
-  };
-  if (value_chunks == 1) run.operator()<1>();
-  else run.operator()<kMostColumns>();
+  if (weights == nullptr) return;
+  const Index blocks = s.n * s.heads * ceil_div(s.queries, kTile) * ceil_div(s.keys, kTile);
+  launch("attention_weights_kernel", attention_weights_kernel, {blocks_of(blocks), kThreadsOf<kForwardRows>}, p, q, k,
+         lse, weights);
 }
 
 template <>
