@@ -6,7 +6,16 @@
 // arrays whatever the value is.
 #pragma once
 
+#include <cuda_runtime.h>
+
+#include "lec7/indices.h"
+
 namespace lec7::cuda {
+
+__device__ inline Index index_at(const Indices& indices, Index i) {
+  return indices.wide ? static_cast<const std::int64_t*>(indices.data)[i]
+                      : static_cast<const std::int32_t*>(indices.data)[i];
+}
 
 // Throws for the first bad value that was noted since the last call; the stream has been waited for.
 void throw_bad_values();

@@ -52,8 +52,8 @@ class DeviceOps:
         return call
 
     def _send(self, value: Any, sent: list[tuple[ndarray, Any]]) -> Any:
-        if isinstance(value, ndarray | np.generic):
-            known = [device for array, device in sent if array is value]
+        if isinstance(value, ndarray | np.generic) and not isinstance(value, float):  # as np.float64 is
+            known = [device for array, device in sent if same_memory(array, value)]
             device = known[0] if known else self._module.to_device(value)
             if isinstance(value, ndarray) and not known:
                 sent.append((value, device))
@@ -71,6 +71,11 @@ class DeviceOps:
         if isinstance(value, list | tuple):
             return type(value)(self._fetch(item, sent) for item in value)
         return value
+
+
+def same_memory(a: ndarray, b: ndarray | np.generic) -> bool:
+    """One array, or two views of the same numbers."""
+    return a.__array_interface__ == b.__array_interface__
 
 
 def cuda_module(name: str) -> ModuleType:

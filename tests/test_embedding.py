@@ -11,9 +11,9 @@ def forward_and_backward(ops, tokens, weight, dy):
     )
 
 
-def operands(rng, shape, vocabulary, width, dtype=np.int64):
+def operands(rng, shape, vocabulary, width, integer=np.int64):
     return (
-        rng.integers(0, vocabulary, shape, dtype),
+        rng.integers(0, vocabulary, shape, integer),
         normal(rng, vocabulary, width),
         normal(rng, *shape, width),
     )
@@ -36,14 +36,23 @@ def test_embedding_gradients(rng):
     )
 
 
-@pytest.mark.parametrize("dtype", [np.int32, np.int64])
-def test_embedding_agrees(dtype, backend, rng):
+@pytest.mark.parametrize("integer", [np.int32, np.int64])
+def test_embedding_agrees(integer, backend, rng):
     for shape in ((), (0,), (2, 0), (1,), (2, 3, 4), (101,)):
-        agrees("embedding", backend, forward_and_backward, *operands(rng, shape, 7, 5, dtype))
+        agrees("embedding", backend, forward_and_backward, *operands(rng, shape, 7, 5, integer))
     for n in SIZES:
-        agrees("embedding", backend, forward_and_backward, *operands(rng, (6,), 3, n, dtype))
-        agrees("embedding", backend, forward_and_backward, *operands(rng, (n,), 1, 3, dtype))
-        agrees("embedding", backend, forward_and_backward, *operands(rng, (3,), n, 4, dtype))
+        agrees("embedding", backend, forward_and_backward, *operands(rng, (6,), 3, n, integer))
+        agrees("embedding", backend, forward_and_backward, *operands(rng, (n,), 1, 3, integer))
+        agrees("embedding", backend, forward_and_backward, *operands(rng, (3,), n, 4, integer))
+
+
+@pytest.mark.parametrize("vocabulary", [2, 255, 256, 65_537])
+@pytest.mark.parametrize("width", [3, 8])
+def test_embedding_of_many_tokens_agrees(vocabulary, width, backend, rng):
+    """Several tiles of a sort, with one, two and three passes; tokens that are rare and that are everywhere."""
+    tokens, weight, dy = operands(rng, (2500,), vocabulary, width)
+    tokens[rng.random(tokens.shape) < 0.5] = vocabulary - 1
+    agrees("embedding", backend, forward_and_backward, tokens, weight, dy)
 
 
 def test_embedding_bits_do_not_depend_on_threads(backend, rng):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, normal, rejects, same_bits
+from devices import DeviceOps
 
 from lec7 import _cpu, reference
 
@@ -17,6 +18,8 @@ CASES = [
     ((2, 3), (31, 17, 1000)),
     ((700,), (17, 35)),
     ((1, 2, 3, 2, 2), (6, 5)),
+    ((3, 2), (4, 8, 4, 12, 4, 4, 8, 4, 4, 16, 4)),  # more than one launch of CUDA's has room for
+    ((3, 2), (1, 2, 3, 4, 5, 6, 7, 8, 9)),
     *(((3, 5), (n, 2 * n + 1, 3)) for n in SIZES),
 ]
 
@@ -60,9 +63,10 @@ def test_concat_agrees(rows, channels, backend, rng):
 
 
 def test_concat_past_the_caches(backend, rng):
-    """Results too large for a cache are stored in another way: whole vectors, or a rest of one."""
+    """Results too large for a cache are stored in another way by the CPU: whole vectors, or a rest of one."""
+    rows = 1000 if isinstance(backend, DeviceOps) else 100_000
     for channels in ((32, 64), (17, 79)):
-        arrays = [normal(rng, 100_000, c) for c in channels]
+        arrays = [normal(rng, rows, c) for c in channels]
         y = backend.concat_forward(arrays)
         np.testing.assert_array_equal(y, np.concatenate(arrays, axis=1))
         for dx, a in zip(backend.concat_backward(y, channels=channels), arrays, strict=True):

@@ -54,25 +54,19 @@ inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 namespace lec7::host {
 
-inline unsigned lane() { return current->linear % 32; }
-
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source, Where where) {
-  static_assert(sizeof(T) <= kMostExchanged);
   const Exchange given = exchange(mask, &value, sizeof value, where);
-  if ((mask >> source & 1) == 0) die("reads a lane outside the mask of its shuffle", where);
-  std::memcpy(&value, given.slot(source), sizeof value);
-  return value;
+  if ((given.lanes >> source & 1) == 0) die("reads a lane that takes no part in its shuffle", where);
+  return given.get<T>(source);
 }
 
 template <class Predicate>
 unsigned ballot(unsigned mask, int vote, Where where, Predicate&& counts) {
   const Exchange given = exchange(mask, &vote, sizeof vote, where);
   unsigned result = 0;
-  for (unsigned l = 0; l < 32; ++l) {
-    if ((mask >> l & 1) == 0) continue;
-    std::memcpy(&vote, given.slot(l), sizeof vote);
-    if (counts(vote)) result |= 1u << l;
+  for (unsigned l = 0; l < kWarp; ++l) {
+    if ((given.lanes >> l & 1) != 0 && counts(given.get<int>(l))) result |= 1u << l;
   }
   return result;
 }
@@ -136,6 +130,7 @@ inline int __float_as_int(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(std::uint64_t{a} * b >> 32); }
 template <class T>
 T __ldg(const T* address) {
@@ -150,6 +145,8 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101,
+  cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorStreamCaptureUnsupported = 900,
 };
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from lec7 import ops
-from lec7.layers.base import Array, Layer
+from lec7.arrays import Array, on_device
+from lec7.layers.base import Layer
 from lec7.layers.recurrent import RecurrentLayer, State
 
 
@@ -22,6 +23,8 @@ def _may_keep(keeper: Any, array: Array) -> bool:
 
 def _sum(y: Array, x: Array, *keepers: Any) -> Array:
     """y + x, written over y unless x or one of ``keepers`` may hold it, or it cannot be written to."""
+    if on_device(y):
+        return y + x
     if y.flags.c_contiguous and y.flags.writeable and not _may_keep((x, *keepers), y):
         ops.add_(y, x)
         return y
@@ -158,7 +161,7 @@ class Recurrent(Layer):
         self._buffers.clear()
 
     def forward(self, x: Array, *, training: bool = False, lengths: Array | None = None) -> tuple[Array, Any]:
-        steps = x[np.newaxis] if self.mode == "one_to_one" else x
+        steps = x[None] if self.mode == "one_to_one" else x
         names = ("h", "c")[: self.layer.state_size]
         state: State | None = tuple(self._buffers[name] for name in names) if self._buffers else None
         hs, cache = self.layer.forward(steps, training=training, state=state, lengths=lengths)

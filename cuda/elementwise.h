@@ -1,0 +1,51 @@
+// Kernels that treat every number alike: bound by memory, so that four at a time move where all the arrays lie on
+// boundaries of 16 bytes. A body is a struct of pointers and constants with
+//
+//   template <int width> __device__ void operator()(Index i) const;    // on elements i ... i + width - 1
+#pragma once
+
+#include <initializer_list>
+
+#include "kernel.h"
+
+namespace lec7::cuda {
+
+template <int width>
+struct alignas(width * sizeof(float)) Floats {
+  float at[width];
+};
+
+template <int width>
+__device__ Floats<width> load(const float* p) {
+  return *reinterpret_cast<const Floats<width>*>(p);
+}
+template <int width>
+__device__ void store(float* p, const Floats<width>& v) {
+  *reinterpret_cast<Floats<width>*>(p) = v;
+}
+
+// Can each array's numbers, from the first on, be moved in fours?
+inline bool in_fours(std::initializer_list<const void*> arrays) {
+  for (const void* array : arrays) {
+    if (reinterpret_cast<std::uintptr_t>(array) % sizeof(Floats<4>) != 0) return false;
+  }
+  return true;
+}
+
+template <int width, class Body>
+__global__ void elementwise_kernel(Index n, Body body) {
+  LEC7_STRIDED(i, n / width) body.template operator()<width>(i * width);
+  if constexpr (width > 1) {
+    const Index i = n / width * width + static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) body.template operator()<1>(i);
+  }
+}
+
+// body on all of [0, n); `arrays` are the ones that it moves.
+template <class Body>
+void elementwise(const KernelName& name, Index n, std::initializer_list<const void*> arrays, const Body& body) {
+  if (in_fours(arrays)) launch(name, elementwise_kernel<4, Body>, strided_grid(ceil_div(n, 4)), n, body);
+  else launch(name, elementwise_kernel<1, Body>, strided_grid(n), n, body);
+}
+
+}  // namespace lec7::cuda
