@@ -4,6 +4,7 @@
 #include <set>
 #include <thread>
 
+#include "arrays.h"
 #include "device.h"
 
 namespace lec7::test {
