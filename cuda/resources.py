@@ -52,7 +52,9 @@ def short_names(mangled: list[str]) -> dict[str, str]:
     """Mangled -> "attention_forward_kernel<2>": without namespaces and parameters."""
     names = {}
     for raw, full in zip(mangled, output("c++filt", text="\n".join(mangled)).splitlines(), strict=True):
-        plain = re.sub(r"\(anonymous namespace\)::|lec7::cuda::|lec7::|\((?:int|bool|unsigned int)\)", "", full)
+        plain = re.sub(
+            r"\(anonymous namespace\)::|lec7::cuda::|lec7::|\((?:int|bool|unsigned int)\)", "", full
+        )
         plain = plain.removeprefix("void ")
         names[raw] = re.match(r"[^<(]+(?:<.*>)?(?=\()", plain)[0] if "(" in plain else plain
     return names
@@ -94,7 +96,9 @@ def occupancy(found: dict[str, Kernel]) -> dict[str, list[str]]:
 
 def written() -> dict[str, tuple[int, int]]:
     """kernel -> (registers, shared bytes) of the table."""
-    rows = re.findall(r"^\| `(.+?)` \| \d+ \| (\d+) \| (\d+) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(.+?)` \| \d+ \| (\d+) \| (\d+) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {name: (int(registers), int(shared)) for name, registers, shared in rows}
 
 
@@ -108,7 +112,9 @@ def write(found: dict[str, Kernel]) -> None:
     for name, shares in sorted(occupancy(found).items()):
         k = found[name]
         lines.append(
-            f"| `{name}` | {k.threads} | {k.registers} | {k.shared} | " + " | ".join(f"{s} %" for s in shares) + " |"
+            f"| `{name}` | {k.threads} | {k.registers} | {k.shared} | "
+            + " | ".join(f"{s} %" for s in shares)
+            + " |"
         )
     TABLE.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
@@ -123,16 +129,23 @@ def complaints(found: dict[str, Kernel], module: str) -> list[str]:
             result.append(f"{name} is not in the table")
             continue
         for what, has, may in zip(
-            ("registers", "bytes of shared memory"), (kernel.registers, kernel.shared), table[name], strict=True
+            ("registers", "bytes of shared memory"),
+            (kernel.registers, kernel.shared),
+            table[name],
+            strict=True,
         ):
             if has > may:
                 result.append(f"{name} takes {has} {what}, the table allows {may}")
-    result += [f"{name} is in the table and not in the module" for name in sorted(table.keys() - found.keys())]
+    result += [
+        f"{name} is in the table and not in the module" for name in sorted(table.keys() - found.keys())
+    ]
     return result
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("module")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
