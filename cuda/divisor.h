@@ -18,9 +18,9 @@ class Divisor {
   };
 
   Divisor() = default;
-  explicit Divisor(int divisor) : divisor_(divisor) {
+  constexpr explicit Divisor(int divisor) : divisor_(divisor) {
     const auto d = static_cast<std::uint32_t>(divisor);
-    shift_ = std::bit_width(d - 1);
+    shift_ = static_cast<int>(std::bit_width(d - 1));
     magic_ = static_cast<std::uint32_t>((((std::uint64_t{1} << shift_) - d) << 32) / d + 1);
   }
   __device__ Result operator()(int n) const {

@@ -196,7 +196,7 @@ struct TermsAndWeights {
   Target target;
   const float* terms;
   template <int width>
-  __device__ Pair operator()(Index row) const {
+  __device__ Pair<double> operator()(Index row) const {
     const Index label = target.label(row);
     return {terms[row], label < 0 ? 0.0 : target.weight(label)};
   }
@@ -204,7 +204,7 @@ struct TermsAndWeights {
 struct FinishLoss {
   bool mean;
   float* loss;
-  __device__ void operator()(const Pair& sum) const {
+  __device__ void operator()(const Pair<double>& sum) const {
     const double divisor = mean ? sum.second : 1.0;
     *loss = static_cast<float>(divisor == 0 ? 0 : sum.first / divisor);
   }
@@ -250,8 +250,8 @@ void softmax_cross_entropy_forward(const CrossEntropy& s, const float* logits, c
            terms, lse);
   });
   if (each) return;
-  sum_all<Pair>("softmax_cross_entropy_sum_kernel", s.rows, TermsAndWeights{target, terms},
-                FinishLoss{s.reduction == Reduction::mean, loss});
+  sum_all<Pair<double>>("softmax_cross_entropy_sum_kernel", s.rows, TermsAndWeights{target, terms},
+                        FinishLoss{s.reduction == Reduction::mean, loss});
 }
 
 template <>

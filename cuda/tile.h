@@ -29,10 +29,10 @@ struct Tile {
   static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
   static constexpr int kResident = kResident_;  // blocks of a multiprocessor, which bounds a thread's registers
 };
-using LargeTile = Tile<128, 128, 8, 8, 8, 2>;   // 64 multiplications for 4 reads of 16 bytes
-using TallTile = Tile<128, 64, 8, 8, 4, 2>;     // for 64 columns
-using SmallTile = Tile<64, 64, 16, 4, 4, 2>;    // for small matrices
-using SkinnyTile = Tile<16, 128, 16, 4, 4, 4>;  // for a few rows: bound by the reading of B
+using LargeTile = Tile<128, 128, 8, 8, 8, 2>;  // 64 multiplications for 4 reads of 16 bytes
+using TallTile = Tile<128, 64, 8, 8, 4, 2>;    // for 64 columns
+using SmallTile = Tile<64, 64, 16, 4, 4, 2>;   // for small matrices
+using SkinnyTile = Tile<16, 128, 8, 4, 4, 4>;  // for a few rows: bound by the reading of B
 
 // Up to four numbers from `at`; `vector`: its address is a multiple of 16 bytes.
 __device__ inline float4 load_quad(const float* at, Index left, bool vector) {

@@ -63,7 +63,7 @@ struct Improbable {
 
 // One block, so that the first bad value is found whatever the order: thread t looks at t, t + kThreads, ...
 template <class T, class Bad>
-__global__ void note_first_kernel(const T* values, Index n, Bad bad, int rule, Note* note) {
+__global__ void __launch_bounds__(kThreads) note_first_kernel(const T* values, Index n, Bad bad, int rule, Note* note) {
   LEC7_SHARED(first, Index[kThreads]);
   Index mine = n;
   for (Index i = threadIdx.x; i < n && mine == n; i += kThreads) {

@@ -36,23 +36,23 @@ struct Window {
   Index kernel, stride, dilation;
   Index pad_before, pad_after;
 
-  Index extent() const { return (kernel - 1) * dilation + 1; }
-  Index origin(Index o) const { return o * stride - pad_before; }
+  constexpr Index extent() const { return (kernel - 1) * dilation + 1; }
+  constexpr Index origin(Index o) const { return o * stride - pad_before; }
   // The taps of output cell o that meet an input cell.
-  Range taps(Index o) const {
+  constexpr Range taps(Index o) const {
     const Index first = origin(o);
     const Index begin = first < 0 ? (-first + dilation - 1) / dilation : 0;
     const Index end = first < in ? std::min(kernel, (in - 1 - first) / dilation + 1) : 0;
     return {begin, std::max(begin, end)};
   }
   // The output cells whose windows span input cell i; they see it where `sees` holds (with dilation there are gaps).
-  Range outputs(Index i) const {
+  constexpr Range outputs(Index i) const {
     const Index last = (i + pad_before) / stride;
     const Index before = i + pad_before - (extent() - 1);  // the first origin that still reaches i
     const Index begin = before > 0 ? (before + stride - 1) / stride : 0;
     return {begin, std::max(begin, std::min(out, last + 1))};
   }
-  bool sees(Index o, Index i) const { return dilation == 1 || (i - origin(o)) % dilation == 0; }
+  constexpr bool sees(Index o, Index i) const { return dilation == 1 || (i - origin(o)) % dilation == 0; }
 };
 
 using Windows = std::array<Window, kSpatialAxes>;
