@@ -262,7 +262,7 @@ struct Block {
     commit_copies();
   }
 
-  // The rows of a chunk, row_of(r) for r < count, times the weights: read them with product().
+  // The rows of a chunk, row_of(r) for r < count, times the weights: read them with products() or product().
   template <class RowOf>
   __device__ void multiply(int count, RowOf&& row_of) const {
     const Share& p = share;
@@ -308,12 +308,19 @@ struct Block {
     __syncthreads();
   }
 
-  // Row r of the chunk times column c of a quad.
-  __device__ float product(int r, int quad, int c) const {
-    float sum = 0;
-    for (int slice = 0; slice < share.slices; ++slice) {
-      sum += reinterpret_cast<const float*>(sums + (slice * share.chunk() + r) * share.quads + quad)[c];
+  // Row r of the chunk times a quad of columns, or one of them.
+  __device__ float4 products(int r, int quad) const {
+    float4 sum = sums[r * share.quads + quad];
+    for (int slice = 1; slice < share.slices; ++slice) {
+      const float4 more = sums[(slice * share.chunk() + r) * share.quads + quad];
+      sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
     }
+    return sum;
+  }
+  __device__ float product(int r, int column) const {
+    const float* const first = reinterpret_cast<const float*>(sums + r * share.quads) + column;
+    float sum = first[0];
+    for (int slice = 1; slice < share.slices; ++slice) sum += first[4 * slice * share.chunk() * share.quads];
     return sum;
   }
 
@@ -330,7 +337,7 @@ struct Block {
 };
 
 template <int G>
-__global__ void __launch_bounds__(kThreads) recurrent_forward_kernel(RecurrentShape s, Forward a, Share share) {
+__global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(RecurrentShape s, Forward a, Share share) {
   LEC7_DYNAMIC_SHARED(shared, float4);
   const Block block(share, s, shared);
   const Index H = s.hidden;
@@ -344,9 +351,13 @@ __global__ void __launch_bounds__(kThreads) recurrent_forward_kernel(RecurrentSh
       block.multiply(count, [&](int r) { return state_before(s, a, t, n + r); });
       block.for_units(count, [&](int r, int unit) {
         float product[G];
-#pragma unroll
-        for (int g = 0; g < G; ++g)
-          product[g] = G == 1 ? block.product(r, unit / 4, unit % 4) : block.product(r, unit, g);
+        if constexpr (G == 1) {
+          product[0] = block.product(r, unit);
+        } else {
+          const float4 products = block.products(r, unit);
+          product[0] = products.x, product[1] = products.y, product[2] = products.z;
+          if constexpr (G == 4) product[3] = products.w;
+        }
         const Index j = block.unit + unit;
         unit_forward<G>(s, a, t, n + r, j, product, G == 3 ? state_before(s, a, t, n + r)[j] : 0);
       });
@@ -356,7 +367,7 @@ __global__ void __launch_bounds__(kThreads) recurrent_forward_kernel(RecurrentSh
 }
 
 template <int G>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     recurrent_backward_kernel(RecurrentShape s, Backward a, Carried to, Share share) {
   LEC7_DYNAMIC_SHARED(shared, float4);
   const Block block(share, s, shared);
@@ -372,7 +383,7 @@ __global__ void __launch_bounds__(kThreads)
       if (!last) block.multiply(count, [&](int r) { return to.dz_h + (after * s.batch + n + r) * G * H; });
       block.for_units(count, [&](int r, int unit) {
         const Index j = block.unit + unit;
-        const float dh = last ? 0 : block.product(r, unit / 4, unit % 4);
+        const float dh = last ? 0 : block.product(r, unit);
         if (step >= 0) unit_backward<G>(s, a, to, t, n + r, j, dh);
         else a.dh0[(n + r) * H + j] = dh + to.dh[(n + r) * H + j];
       });

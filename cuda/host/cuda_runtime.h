@@ -56,14 +56,14 @@ namespace lec7::host {
 
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source, Where where) {
-  const Exchange given = exchange(mask, &value, sizeof value, where);
+  const Exchange given = exchange(mask, value, where);
   if ((given.lanes >> source & 1) == 0) die("reads a lane that takes no part in its shuffle", where);
   return given.get<T>(source);
 }
 
 template <class Predicate>
 unsigned ballot(unsigned mask, int vote, Where where, Predicate&& counts) {
-  const Exchange given = exchange(mask, &vote, sizeof vote, where);
+  const Exchange given = exchange(mask, vote, where);
   unsigned result = 0;
   for (unsigned l = 0; l < kWarp; ++l) {
     if ((given.lanes >> l & 1) != 0 && counts(given.get<int>(l))) result |= 1u << l;
