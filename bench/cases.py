@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from characters import sample_chars, train_chars
-from convolutions import MEAN_TARGETS, conv_rows
+from convolutions import MEAN_TARGETS, conv2d, conv_rows
 from memory import MemoryRow, memory_rows
 from networks import ALEXNET, LENET5, VGG16, inference, training_step
 from pair import (
@@ -239,57 +239,6 @@ def layer_norm(rng: np.random.Generator, *, N: int, T: int, D: int, backward: bo
         theirs=[theirs if backward else no_grad(theirs)],
         names="y dx dgamma dbeta" if backward else "y",
         amount=(5 if backward else 2) * 4e-9 * x.size,
-    )
-
-
-def conv_transpose2d(
-    rng: np.random.Generator,
-    *,
-    N: int,
-    H: int,
-    C: int,
-    F: int,
-    K: int,
-    stride: int = 1,
-    padding: int = 0,
-    backward: bool,
-) -> Pair:
-    options = {"stride": stride, "padding": padding}
-    x, weight, bias = (
-        normal(rng, N, H, H, C),
-        normal(rng, K, K, F, C, scale=(K * K * C) ** -0.5),
-        normal(rng, F),
-    )
-    y = ops.conv_transpose2d_forward(x, weight, bias, **options)
-    dy = normal(rng, *y.shape)
-    (tbias,) = tensors(bias, grad=backward)
-
-    def ours() -> Sequence[Array]:
-        y = ops.conv_transpose2d_forward(x, weight, bias, **options)
-        return (y, *ops.conv_transpose2d_backward(dy, x, weight, **options)) if backward else (y,)
-
-    def theirs(tx: torch.Tensor, tw: torch.Tensor, tdy: torch.Tensor) -> Closure:
-        def run() -> Sequence[torch.Tensor]:
-            y = torch.conv_transpose2d(tx, tw, tbias, stride, padding)
-            return (y, *torch.autograd.grad(y, (tx, tw, tbias), tdy)) if backward else (y,)
-
-        return run if backward else no_grad(run)
-
-    def align(results: Sequence[torch.Tensor]) -> list[Array]:
-        arrays = channels_last(results)
-        return [a.transpose(1, 2, 3, 0) if i == 2 else a for i, a in enumerate(arrays)]
-
-    images = torch_formats(x, dy)
-    filters = torch_formats(np.ascontiguousarray(np.moveaxis(weight, -1, 0)))
-    return Pair(
-        ours=ours,
-        theirs=[
-            theirs(tx.requires_grad_(backward), tw.requires_grad_(backward), tdy)
-            for (tx, tdy), (tw,) in zip(images, filters, strict=True)
-        ],
-        names="y dx dweight dbias" if backward else "y",
-        align=align,
-        flops=(3 if backward else 1) * 2 * x.size * K * K * F,
     )
 
 
@@ -545,6 +494,7 @@ def optimizer(
 # --- the rows -----------------------------------------------------------------------------------------------
 
 lstm, gru = partial(recurrent, cell="lstm"), partial(recurrent, cell="gru")
+conv_transpose2d = partial(conv2d, transposed=True)
 inception = partial(concat, channels=(64, 128, 32, 32))
 max_pool, avg_pool = partial(pool2d, kind="max"), partial(pool2d, kind="avg")
 sgd = partial(

@@ -23,23 +23,28 @@ def conv2d(
     stride: int = 1,
     padding: int = 0,
     groups: int = 1,
+    transposed: bool = False,
     backward: bool,
 ) -> Pair:
+    op = "conv_transpose2d" if transposed else "conv2d"
+    forward_op, backward_op = getattr(ops, f"{op}_forward"), getattr(ops, f"{op}_backward")
+    torch_op = getattr(torch, op)
     options = {"stride": stride, "padding": padding, "groups": groups}
     x = normal(rng, N, H, H, C)
-    weight = normal(rng, K, K, C // groups, F, scale=(K * K * C // groups) ** -0.5)
+    channels = (F // groups, C) if transposed else (C // groups, F)
+    weight = normal(rng, K, K, *channels, scale=(K * K * C // groups) ** -0.5)
     bias = normal(rng, F)
-    y = ops.conv2d_forward(x, weight, bias, **options)
+    y = forward_op(x, weight, bias, **options)
     dy = normal(rng, *y.shape)
     (tbias,) = tensors(bias, grad=backward)
 
     def ours() -> Sequence[Array]:
-        y = ops.conv2d_forward(x, weight, bias, **options)
-        return (y, *ops.conv2d_backward(dy, x, weight, **options)) if backward else (y,)
+        y = forward_op(x, weight, bias, **options)
+        return (y, *backward_op(dy, x, weight, **options)) if backward else (y,)
 
     def theirs(tx: torch.Tensor, tw: torch.Tensor, tdy: torch.Tensor) -> Closure:
         def run() -> Sequence[torch.Tensor]:
-            y = torch.conv2d(tx, tw, tbias, stride, padding, 1, groups)
+            y = torch_op(tx, tw, tbias, **options)
             return (y, *torch.autograd.grad(y, (tx, tw, tbias), tdy)) if backward else (y,)
 
         return run if backward else no_grad(run)
@@ -58,7 +63,7 @@ def conv2d(
         ],
         names="y dx dweight dbias" if backward else "y",
         align=align,
-        flops=(3 if backward else 1) * 2 * y.size * K * K * C // groups,
+        flops=(3 if backward else 1) * 2 * (x if transposed else y).size * weight[..., 0].size,
     )
 
 

@@ -41,7 +41,7 @@ namespace lec7::cuda {
 struct Grid {
   dim3 grid, block;
   std::size_t dynamic_shared = 0;
-  bool cooperative = false;  // all blocks run at the same time: sync_grid() may be used
+  bool cooperative = false;  // all blocks run at the same time: sync_grid() of grid.h may be used
 };
 
 // The kernel's name with the place that launches it, for errors.

@@ -103,7 +103,8 @@ void launch_vectors(const char* name, Kernel&& kernel, const Geometry& g, Index 
 }
 
 template <int width>
-__global__ void max_pool_forward_kernel(Geometry g, Index n, const float* x, float* y, std::int32_t* argmax) {
+__global__ void __launch_bounds__(kThreads)
+    max_pool_forward_kernel(Geometry g, Index n, const float* x, float* y, std::int32_t* argmax) {
   LEC7_STRIDED(i, n) {
     const Place out(i, g.h.out, g.d.out, g.w.out, g.channels / width, width);
     const Cells cells(g, out);
@@ -135,7 +136,8 @@ __global__ void max_pool_forward_kernel(Geometry g, Index n, const float* x, flo
 }
 
 template <int width>
-__global__ void sum_pool_forward_kernel(Geometry g, Average average, Index n, const float* x, float* y) {
+__global__ void __launch_bounds__(kThreads)
+    sum_pool_forward_kernel(Geometry g, Average average, Index n, const float* x, float* y) {
   LEC7_STRIDED(i, n) {
     const Place out(i, g.h.out, g.d.out, g.w.out, g.channels / width, width);
     const float* const image = x + out.image * g.cells_in() * g.channels + out.channel;
@@ -152,7 +154,7 @@ __global__ void sum_pool_forward_kernel(Geometry g, Average average, Index n, co
   }
 }
 
-__global__ void scales_kernel(Geometry g, Average average, float* scales) {
+__global__ void __launch_bounds__(kThreads) scales_kernel(Geometry g, Average average, float* scales) {
   LEC7_STRIDED(o, g.cells_out()) {
     const Place out(o, g.h.out, g.d.out, g.w.out, 1, 1);
     scales[o] = scale_of(g, average, out.d, out.h, out.w);
@@ -161,7 +163,8 @@ __global__ void scales_kernel(Geometry g, Average average, float* scales) {
 
 // scales may be null (1).
 template <int width>
-__global__ void sum_pool_backward_kernel(Geometry g, Index n, const float* scales, const float* dy, float* dx) {
+__global__ void __launch_bounds__(kThreads)
+    sum_pool_backward_kernel(Geometry g, Index n, const float* scales, const float* dy, float* dx) {
   LEC7_STRIDED(i, n) {
     const Place in(i, g.h.in, g.d.in, g.w.in, g.channels / width, width);
     const float* const image = dy + in.image * g.cells_out() * g.channels + in.channel;
@@ -218,7 +221,7 @@ struct Column {
 };
 
 // spans (groups, chunks): the first and the last cell that a winner is at. Winners outside are none.
-__global__ void winner_spans_kernel(Columns c, Range* spans) {
+__global__ void __launch_bounds__(kWarps* kWarp) winner_spans_kernel(Columns c, Range* spans) {
   const Index task = static_cast<Index>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   const Index group = task / c.chunks(), chunk = task - group * c.chunks();
   const Column column(c.s, group);
@@ -238,8 +241,8 @@ __global__ void winner_spans_kernel(Columns c, Range* spans) {
   if (threadIdx.x % kWarp == 0 && task < c.groups() * c.chunks()) spans[task] = {first, last};
 }
 
-__global__ void max_pool_backward_kernel(Columns c, int band_cells, Index bands, const Range* spans, const float* dy,
-                                         float* dx) {
+__global__ void __launch_bounds__(kWarps* kWarp)
+    max_pool_backward_kernel(Columns c, int band_cells, Index bands, const Range* spans, const float* dy, float* dx) {
   LEC7_DYNAMIC_SHARED(sums, float);
   const MaxPoolBackwardShape& s = c.s;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;

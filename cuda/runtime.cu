@@ -48,8 +48,6 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-__global__ void fill_words_kernel(int* to, int bits, Index words) { LEC7_STRIDED(i, words) to[i] = bits; }
-
 }  // namespace
 
 void check(cudaError_t error, std::string_view call, std::source_location where) {
@@ -164,9 +162,6 @@ void copy_to_host(void* to, const void* from, std::size_t bytes) {
 }
 void copy_on_device(void* to, const void* from, std::size_t bytes) {
   if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "cudaMemcpyAsync");
-}
-void fill_words(void* to, int bits, Index words) {
-  launch("fill_words_kernel", fill_words_kernel, strided_grid(words), static_cast<int*>(to), bits, words);
 }
 
 }  // namespace lec7::cuda

@@ -53,7 +53,6 @@ void empty_cache();
 void copy_to_device(void* to, const void* from, std::size_t bytes);  // waits only for the host's side
 void copy_to_host(void* to, const void* from, std::size_t bytes);    // synchronizes
 void copy_on_device(void* to, const void* from, std::size_t bytes);
-void fill_words(void* to, int bits, Index words);  // 4 bytes each
 
 // Scratch for an op: released on the stream it was allocated on, after the kernels that use it.
 template <class T>

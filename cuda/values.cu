@@ -80,7 +80,8 @@ __device__ void note_bad(const T* values, Index position, int rule, Note* note) 
 
 // Where there is one block, it notes the first bad value; otherwise firsts (blocks) has that of each block, or n.
 template <class T, class Bad>
-__global__ void find_bad_kernel(const T* values, Index n, Bad bad, Index* firsts, int rule, Note* note) {
+__global__ void __launch_bounds__(kThreads)
+    find_bad_kernel(const T* values, Index n, Bad bad, Index* firsts, int rule, Note* note) {
   const Index begin = blockIdx.x * kRange, end = begin + kRange < n ? begin + kRange : n;
   Index mine = n;
 #pragma unroll 4
@@ -94,7 +95,8 @@ __global__ void find_bad_kernel(const T* values, Index n, Bad bad, Index* firsts
 }
 
 template <class T>
-__global__ void note_first_kernel(const T* values, Index n, const Index* firsts, Index blocks, int rule, Note* note) {
+__global__ void __launch_bounds__(kThreads)
+    note_first_kernel(const T* values, Index n, const Index* firsts, Index blocks, int rule, Note* note) {
   Index mine = n;
   for (Index i = threadIdx.x; i < blocks; i += kThreads) mine = firsts[i] < mine ? firsts[i] : mine;
   const Index first = first_of(mine);

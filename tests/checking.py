@@ -156,7 +156,7 @@ def _same(where: str, first: Sequence[Any], second: Sequence[Any]) -> None:
 
 
 def same_bits(backend: ModuleType, run: Run, *arrays: Any) -> None:
-    """`run` gives the same bits with 1, 2 and 3 threads, and again with 2; with CUDA, in any order of them."""
+    """`run` gives the same bits with 1, 2, 3 threads, and again with 2; with CUDA, in any order of them."""
     if isinstance(backend, DeviceOps):
         first = run(backend, *arrays)
         for seed in (1, 2):

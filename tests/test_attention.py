@@ -167,7 +167,8 @@ def test_attention_rejects(rng):
             rejects(ValueError, (op, wrong.shape), forward, q, k, wrong)
         for bad in (-1, 6, 2**40):
             lengths = np.array([1, bad])
-            rejects(ValueError, (op, bad), forward, q, k, v, key_lengths=lengths)
+            wrong = f"attention: key_lengths is {bad} at (1,), outside [0, 6)"
+            rejects(ValueError, (wrong, (2,)), forward, q, k, v, key_lengths=lengths)
         for lengths in (np.array([1]), np.array([[1, 1]])):
             rejects(ValueError, (op, lengths.shape), forward, q, k, v, key_lengths=lengths)
         rejects(TypeError, (op, "float64", (2,)), forward, q, k, v, key_lengths=np.array([1.0, np.nan]))

@@ -281,7 +281,8 @@ def test_recurrent_rejects(cell, rng):
         forward = getattr(ops, f"{cell}_forward")
         for bad in (-1, 4, 2**40):
             lengths = np.array([0, 3, bad, 1])
-            rejects(ValueError, (cell, bad), forward, *arrays, lengths=lengths)
+            wrong = f"{cell}: lengths is {bad} at (2,), outside [0, 4)"
+            rejects(ValueError, (wrong, (4,)), forward, *arrays, lengths=lengths)
         for lengths in (np.array([1]), np.array([[1, 1, 1, 1]]), np.ones(5, int)):
             rejects(ValueError, (cell, lengths.shape), forward, *arrays, lengths=lengths)
         lengths = np.array([0, 1, 2, np.nan])

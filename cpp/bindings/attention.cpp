@@ -4,6 +4,7 @@
 
 #include "arrays.h"
 #include "module.h"
+#include "parse.h"
 
 namespace lec7::bindings {
 namespace {
@@ -31,9 +32,7 @@ struct Arguments {
       else p.mask.keep = mask.data<bool>();
     }
     if (key_lengths.given()) {
-      p.key_lengths = key_lengths.dtype() == DType::int32
-                          ? attention_key_lengths(shape, key_lengths.shape(), key_lengths.data<std::int32_t>())
-                          : attention_key_lengths(shape, key_lengths.shape(), key_lengths.data<std::int64_t>());
+      p.key_lengths = attention_key_lengths(shape, key_lengths.shape(), indices_of(key_lengths));
     }
     return p;
   }

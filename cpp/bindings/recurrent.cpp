@@ -5,6 +5,7 @@
 
 #include "arrays.h"
 #include "module.h"
+#include "parse.h"
 
 namespace lec7::bindings {
 namespace {
@@ -19,12 +20,7 @@ Cell rnn_cell(std::string_view op, py::handle activation) {
 std::optional<std::vector<Index>> read_lengths(std::string_view op, const RecurrentShape& shape, py::handle value) {
   if (value.is_none()) return std::nullopt;
   const Array array = host_integer_array(op, "lengths", value);
-  std::vector<Index> lengths(static_cast<std::size_t>(array.shape().size()));
-  for (std::size_t n = 0; n < lengths.size(); ++n) {
-    lengths[n] = array.dtype() == DType::int64 ? array.data<std::int64_t>()[n] : array.data<std::int32_t>()[n];
-  }
-  check_lengths(op, shape, lengths, array.shape());
-  return lengths;
+  return recurrent_lengths(op, shape, array.shape(), indices_of(array));
 }
 
 // What forward hands to backward: (), (gates, cells).

@@ -47,22 +47,14 @@ void attention_mask_strides(const AttentionShape& shape, const Shape& mask, Inde
   }
 }
 
-template <class I>
-std::vector<Index> attention_key_lengths(const AttentionShape& shape, const Shape& lengths, const I* values) {
+std::vector<Index> attention_key_lengths(const AttentionShape& shape, const Shape& lengths, const Indices& values) {
+  const Named named{"key_lengths (N,)", lengths};
   if (lengths != Shape{shape.n}) {
     fail("attention", "key_lengths has one number for each of the " + std::to_string(shape.n) + " batch entries",
-         {{{"key_lengths (N,)", lengths}}});
+         {named});
   }
-  for (Index i = 0; i < shape.n; ++i) {
-    if (values[i] < 0 || values[i] > shape.keys) {
-      fail("attention", "key_lengths[" + std::to_string(i) + "] = " + std::to_string(values[i]) + " is not in [0, Tk]",
-           {{"key_lengths (N,)", lengths}, {"k (N, heads, Tk, d)", {shape.n, shape.heads, shape.keys, shape.d}}});
-    }
-  }
-  return std::vector<Index>(values, values + shape.n);
+  return checked_on_host("attention", named, values, 0, shape.keys + 1);
 }
-template std::vector<Index> attention_key_lengths(const AttentionShape&, const Shape&, const std::int32_t*);
-template std::vector<Index> attention_key_lengths(const AttentionShape&, const Shape&, const std::int64_t*);
 
 double attention_scale(const AttentionShape& shape, std::optional<double> scale) {
   if (!scale) return 1 / std::sqrt(static_cast<double>(shape.d));

@@ -12,8 +12,7 @@
 #include <optional>
 #include <vector>
 
-#include "lec7/array.h"
-#include "lec7/isa.h"
+#include "lec7/indices.h"
 
 namespace lec7 {
 
@@ -43,8 +42,7 @@ struct AttentionMask {
 void attention_mask_strides(const AttentionShape& shape, const Shape& mask, Index (&stride)[4]);
 
 // The lengths as Index, each in [0, Tk].
-template <class I>
-std::vector<Index> attention_key_lengths(const AttentionShape& shape, const Shape& lengths, const I* values);
+std::vector<Index> attention_key_lengths(const AttentionShape& shape, const Shape& lengths, const Indices& values);
 
 template <class T>
 struct AttentionParams {

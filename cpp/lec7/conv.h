@@ -44,6 +44,10 @@ struct ConvShape {
   Index group_filters() const { return filters / groups; }
 };
 
+// For errors, with 2 spatial axes: "filters (KH, KW, C, F)", transposed "filters (KH, KW, F, C)"; "dy (N, H, W, F)".
+std::string_view filter_axes(int spatial, bool transposed);
+std::string output_axes(const char* name, int spatial);
+
 // `op` is "conv1d", "conv2d" or "conv3d", with as many spatial axes. bias may be null (none).
 ConvShape conv_shape(std::string_view op, int spatial, const Shape& x, const Shape& weight, const Shape* bias,
                      const ConvOptions& options);

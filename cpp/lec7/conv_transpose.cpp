@@ -1,32 +1,16 @@
 #include "lec7/conv_transpose.h"
 
 namespace lec7 {
-namespace {
-
-std::string_view filter_axes(int spatial) {
-  constexpr std::string_view names[] = {"filters (KL, F, C)", "filters (KH, KW, F, C)", "filters (KD, KH, KW, F, C)"};
-  return names[spatial - 1];
-}
-
-std::string_view gradient_axes(int spatial) {
-  constexpr std::string_view names[] = {"dy (N, L, F)", "dy (N, H, W, F)", "dy (N, D, H, W, F)"};
-  return names[spatial - 1];
-}
-
-}  // namespace
 
 ConvTransposeShape conv_transpose_shape(std::string_view op, int spatial, const Shape& x, const Shape& weight,
                                         const Shape* bias, const ConvTransposeOptions& options) {
   const Named named[] = {
-      {image_axes(spatial), x}, {filter_axes(spatial), weight}, {"bias (F,)", bias ? *bias : Shape{}}};
+      {image_axes(spatial), x}, {filter_axes(spatial, true), weight}, {"bias (F,)", bias ? *bias : Shape{}}};
   const std::span<const Named> arrays(named, bias == nullptr ? 2 : 3);
   if (weight.rank() != spatial + 2) {
     fail(op, "filters have " + std::to_string(spatial + 2) + " axes, not " + std::to_string(weight.rank()), arrays);
   }
-  if (x.rank() != spatial + 2) {
-    fail(op, "x has " + std::to_string(spatial + 2) + " axes, not " + std::to_string(x.rank()), arrays);
-  }
-  const ImageShape image = image_shape(op, spatial, x);
+  const ImageShape image = image_shape(op, spatial, x, arrays);
   const Index groups = options.groups, channels = weight.back(), group_filters = weight[spatial];
   if (channels < 1 || group_filters < 1) fail(op, "there is at least one channel and one filter", arrays);
   if (image.channels != channels) {
@@ -59,7 +43,7 @@ ConvTransposeShape conv_transpose_backward_shape(std::string_view op, int spatia
   const ConvTransposeShape shape = conv_transpose_shape(op, spatial, x, weight, nullptr, options);
   if (dy != shape.y) {
     fail(op, "dy has the shape of the output, " + shape.y.str(),
-         {{gradient_axes(spatial), dy}, {image_axes(spatial), x}, {filter_axes(spatial), weight}});
+         {{output_axes("dy", spatial), dy}, {image_axes(spatial), x}, {filter_axes(spatial, true), weight}});
   }
   return shape;
 }

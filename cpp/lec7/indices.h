@@ -1,9 +1,10 @@
-// Values from outside that are checked before a kernel uses them: integers that index something (labels, tokens),
-// probabilities.
+// Values from outside that are checked before a kernel uses them: integers that index something (labels, tokens) or
+// count (lengths), probabilities.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "lec7/array.h"
 #include "lec7/isa.h"
@@ -25,7 +26,11 @@ struct Indices {
 void check_indices(std::string_view op, const Named& array, const Indices& indices, Index begin, Index end,
                    std::optional<Index> ignored = {});
 
-// The same for numbers outside [0, 1].
+// The indices, which the host can read whatever the backend (lengths), once they are checked like that.
+std::vector<Index> checked_on_host(std::string_view op, const Named& array, const Indices& indices, Index begin,
+                                   Index end);
+
+// The check of numbers: each is in [0, 1].
 template <class T>
 void check_probabilities(std::string_view op, const Named& array, const T* values);
 

@@ -13,8 +13,7 @@ LocallyConnectedShape locally_connected_shape(const Shape& x, const Shape& weigh
   const Named named[] = {{image_axes(2), x}, {kFilterAxes, weight}, {"bias (OH, OW, F)", bias ? *bias : Shape{}}};
   const std::span<const Named> arrays(named, bias == nullptr ? 2 : 3);
   if (weight.rank() != 6) fail(kOp, "filters have 6 axes, not " + std::to_string(weight.rank()), arrays);
-  if (x.rank() != 4) fail(kOp, "x has 4 axes, not " + std::to_string(x.rank()), arrays);
-  const ImageShape image = image_shape(kOp, 2, x);
+  const ImageShape image = image_shape(kOp, 2, x, arrays);
   const Index channels = weight[4], filters = weight[5];
   if (channels < 1 || filters < 1) fail(kOp, "there is at least one channel and one filter", arrays);
   if (image.channels != channels) {

@@ -53,18 +53,13 @@ RecurrentShape recurrent_shape(std::string_view op, Cell cell, bool step, const 
   return s;
 }
 
-void check_lengths(std::string_view op, const RecurrentShape& shape, const std::vector<Index>& lengths,
-                   const Shape& given) {
-  if (given != Shape{shape.batch}) {
-    fail(op, "lengths has one number for each of the " + std::to_string(shape.batch) + " rows",
-         {{"lengths (N,)", given}});
+std::vector<Index> recurrent_lengths(std::string_view op, const RecurrentShape& shape, const Shape& lengths,
+                                     const Indices& values) {
+  const Named named{"lengths (N,)", lengths};
+  if (lengths != Shape{shape.batch}) {
+    fail(op, "lengths has one number for each of the " + std::to_string(shape.batch) + " rows", {named});
   }
-  for (std::size_t n = 0; n < lengths.size(); ++n) {
-    if (lengths[n] < 0 || lengths[n] > shape.steps) {
-      fail(op, "lengths[" + std::to_string(n) + "] = " + std::to_string(lengths[n]) +
-                   " is not in 0 .. T = " + std::to_string(shape.steps));
-    }
-  }
+  return checked_on_host(op, named, values, 0, shape.steps + 1);
 }
 
 }  // namespace lec7

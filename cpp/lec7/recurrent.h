@@ -17,8 +17,7 @@
 
 #include <vector>
 
-#include "lec7/array.h"
-#include "lec7/isa.h"
+#include "lec7/indices.h"
 
 namespace lec7 {
 
@@ -54,9 +53,9 @@ struct RecurrentArguments {
 };
 RecurrentShape recurrent_shape(std::string_view op, Cell cell, bool step, const RecurrentArguments& arguments);
 
-// Throws unless there is one length in [0, steps] for each row.
-void check_lengths(std::string_view op, const RecurrentShape& shape, const std::vector<Index>& lengths,
-                   const Shape& given);
+// The lengths as Index: one for each row, each in [0, steps].
+std::vector<Index> recurrent_lengths(std::string_view op, const RecurrentShape& shape, const Shape& lengths,
+                                     const Indices& values);
 
 template <class T>
 struct RecurrentForward {

@@ -111,10 +111,11 @@ std::string_view image_axes(int spatial) {
   return names[spatial - 1];
 }
 
-ImageShape image_shape(std::string_view op, int spatial, const Shape& x) {
+ImageShape image_shape(std::string_view op, int spatial, const Shape& x, std::span<const Named> arrays) {
+  const Named named[] = {{image_axes(spatial), x}};
   if (x.rank() != spatial + 2) {
     fail(op, "x has " + std::to_string(spatial + 2) + " axes, not " + std::to_string(x.rank()),
-         {{image_axes(spatial), x}});
+         arrays.empty() ? named : arrays);
   }
   ImageShape image{x[0], {1, 1, 1}, x.back()};
   for (int axis = 0; axis < spatial; ++axis) image.size[kSpatialAxes - spatial + axis] = x[1 + axis];

@@ -66,8 +66,8 @@ struct ImageShape {
 
 // "x (N, H, W, C)" for 2 spatial axes.
 std::string_view image_axes(int spatial);
-// Refuses x without `spatial` axes between N and C.
-ImageShape image_shape(std::string_view op, int spatial, const Shape& x);
+// Refuses x without `spatial` axes between N and C. `arrays` are named in the error (none: only x).
+ImageShape image_shape(std::string_view op, int spatial, const Shape& x, std::span<const Named> arrays = {});
 // The inverse: (N, D, H, W, C) without the axes in front that a 1d or 2d op lacks.
 Shape image_array(int spatial, const ImageShape& image);
 

@@ -3,6 +3,9 @@
 
 #include <pybind11/numpy.h>
 
+#include <bit>
+
+#include "../arrays.h"
 #include "device_array.h"
 
 namespace lec7::bindings {
@@ -88,10 +91,7 @@ Array new_array(DType dtype, const Shape& shape) { return wrap(new_device_array(
 
 Array new_scalar(DType dtype, double value) {
   const Array scalar = new_array(dtype, Shape{});
-  const auto number = static_cast<float>(value);
-  int bits;
-  std::memcpy(&bits, &number, sizeof bits);
-  cuda::fill_words(scalar.data<void>(), bits, 1);
+  cuda::fill_words(scalar.data<void>(), std::bit_cast<int>(static_cast<float>(value)), 1);
   return scalar;
 }
 

@@ -2,6 +2,14 @@
 
 #include <pybind11/numpy.h>
 
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "../arrays.h"
+#include "dlpack.h"
+#include "lec7/merge.h"
+
 namespace lec7::bindings {
 namespace {
 
@@ -67,33 +75,56 @@ DeviceArray reshaped(const DeviceArray& array, const py::args& args) {
   return result;
 }
 
-// array[i], array[i:j]: views, on the first axis.
+// array[i], array[i:j]: views, on the first axis; array[None] has one more in front.
 DeviceArray sliced(const DeviceArray& array, const py::object& index) {
-  usable(array);
-  if (array.shape.rank() == 0) throw py::index_error("lec7.cuda.Array: an array of shape () has no axis to index");
-  const Index rows = array.shape[0];
-  Shape shape = array.shape;
+  DeviceArray result = usable(array);
+  const Shape& old = array.shape;
+  const auto append_from = [&](int axis) {
+    for (; axis < old.rank(); ++axis) result.shape.append(old[axis]);
+  };
+  if (index.is_none()) {
+    if (old.rank() == Shape::kMaxRank) throw py::index_error("lec7.cuda.Array: at most 8 axes are possible");
+    result.shape = Shape{1};
+    append_from(0);
+    return result;
+  }
+  if (old.rank() == 0) throw py::index_error("lec7.cuda.Array: an array of shape () has no axis to index");
   Index begin;
   if (py::isinstance<py::slice>(index)) {
     py::ssize_t start, stop, step, count;
-    if (!index.cast<py::slice>().compute(rows, &start, &stop, &step, &count)) throw py::error_already_set();
+    if (!index.cast<py::slice>().compute(old[0], &start, &stop, &step, &count)) throw py::error_already_set();
     if (step != 1) throw py::index_error("lec7.cuda.Array: slices have step 1");
     begin = start;
-    shape[0] = count;
+    result.shape = Shape{count};
   } else if (PyIndex_Check(index.ptr())) {
     begin = py::cast<Index>(index);
-    if (begin < 0) begin += rows;
-    if (begin < 0 || begin >= rows) throw py::index_error("lec7.cuda.Array: the index is out of range");
-    shape = Shape{};
-    for (int axis = 1; axis < array.shape.rank(); ++axis) shape.append(array.shape[axis]);
+    if (begin < 0) begin += old[0];
+    if (begin < 0 || begin >= old[0]) throw py::index_error("lec7.cuda.Array: the index is out of range");
+    result.shape = Shape{};
   } else {
-    throw py::index_error("lec7.cuda.Array: an integer or a slice of the first axis; got " +
+    throw py::index_error("lec7.cuda.Array: an integer or a slice of the first axis, or None; got " +
                           std::string(py::repr(index)));
   }
-  DeviceArray result = array;
-  const Index row = array.shape.size(1, array.shape.rank());
-  result.data = static_cast<char*>(array.data) + static_cast<std::size_t>(begin * row) * item_size(array.dtype);
-  result.shape = shape;
+  append_from(1);
+  result.data = static_cast<char*>(array.data) +
+                static_cast<std::size_t>(begin * old.size(1, old.rank())) * item_size(array.dtype);
+  return result;
+}
+
+DeviceArray transposed(const DeviceArray& array, const py::args& args) {
+  usable(array);
+  std::vector<int> axes;
+  for (const py::handle axis : args) axes.push_back(py::cast<int>(axis));
+  std::vector<int> sorted = axes;
+  std::sort(sorted.begin(), sorted.end());
+  bool all = static_cast<int>(sorted.size()) == array.shape.rank();
+  for (std::size_t i = 0; all && i < sorted.size(); ++i) all = sorted[i] == static_cast<int>(i);
+  if (!all) fail("transpose", "the axes are each of the array's, once", {{"array", array.shape}});
+  if (item_size(array.dtype) != 4) throw py::type_error("transpose: elements have 4 bytes on a GPU");
+  Shape shape;
+  for (const int axis : axes) shape.append(array.shape[axis]);
+  DeviceArray result = new_device_array(array.dtype, shape);
+  cuda::transpose(array.shape, axes, array.data, result.data);
   return result;
 }
 
@@ -103,34 +134,37 @@ DeviceArray copied(const DeviceArray& array) {
   return result;
 }
 
-void assign(const DeviceArray& to, py::handle value) {
-  usable(to);
-  const auto refuse_shape = [&](const Shape& shape) {
-    fail("lec7.cuda.Array.assign", "the shapes are equal", {{"array", to.shape}, {"value", shape}});
-  };
-  if (py::isinstance<DeviceArray>(value)) {
-    const auto& from = usable(py::cast<const DeviceArray&>(value));
-    if (from.dtype != to.dtype) throw py::type_error("lec7.cuda.Array.assign: the dtypes are equal");
-    if (!(from.shape == to.shape)) refuse_shape(from.shape);
-    cuda::copy_on_device(to.data, from.data, to.bytes());
-    return;
-  }
+void assign(const DeviceArray& to, const py::object& index, py::handle value) {
+  if (!index.is(py::ellipsis()))
+    throw py::index_error("lec7.cuda.Array: only all of it is assigned: array[...] = value");
   const DeviceArray from = to_device(value);
+  usable(to);
+  usable(from);
   if (from.dtype != to.dtype) {
-    throw py::type_error(std::string("lec7.cuda.Array.assign: the array is ") + name_of(to.dtype) + ", the value " +
+    throw py::type_error(std::string("lec7.cuda.Array: the array is ") + name_of(to.dtype) + ", the value " +
                          name_of(from.dtype));
   }
-  if (!(from.shape == to.shape)) refuse_shape(from.shape);
+  if (!(from.shape == to.shape)) {
+    fail("lec7.cuda.Array", "the shapes are equal", {{"array", to.shape}, {"value", from.shape}});
+  }
   cuda::copy_on_device(to.data, from.data, to.bytes());
+}
+
+// y += x.
+void add_to(const DeviceArray& y, const DeviceArray& x) {
+  usable(y);
+  usable(x);
+  if (y.dtype != DType::float32 || x.dtype != DType::float32) {
+    throw py::type_error("lec7.cuda.Array: a sum is of two float32 arrays");
+  }
+  check_add(y.shape, x.shape, false);
+  cuda::add(y.shape.size(), static_cast<float*>(y.data), static_cast<const float*>(x.data));
 }
 
 void fill(const DeviceArray& array, double value) {
   usable(array);
   if (array.dtype != DType::float32) throw py::type_error("lec7.cuda.Array.fill: the array is float32");
-  const auto number = static_cast<float>(value);
-  int bits;
-  std::memcpy(&bits, &number, sizeof bits);
-  cuda::fill_words(array.data, bits, array.shape.size());
+  cuda::fill_words(array.data, std::bit_cast<int>(static_cast<float>(value)), array.shape.size());
 }
 
 py::dict interface(const DeviceArray& array) {
@@ -211,8 +245,9 @@ std::size_t item_size(DType dtype) {
 }
 
 void bind_device_array(py::module_& m) {
-  py::class_<DeviceArray>(m, "Array", "A contiguous array on a GPU: made by lec7.cuda.to_device or by an op.")
-      .def_property_readonly("shape", [](const DeviceArray& a) { return shape_tuple(a.shape); })
+  py::class_<DeviceArray> type(m, "Array", "A contiguous array on a GPU: made by lec7.cuda.to_device or by an op.");
+  type.attr("__array_ufunc__") = py::none();  // NumPy's operators refuse it, instead of trying each element
+  type.def_property_readonly("shape", [](const DeviceArray& a) { return shape_tuple(a.shape); })
       .def_property_readonly("ndim", [](const DeviceArray& a) { return a.shape.rank(); })
       .def_property_readonly("size", [](const DeviceArray& a) { return a.shape.size(); })
       .def_property_readonly("nbytes", &DeviceArray::bytes)
@@ -230,16 +265,41 @@ void bind_device_array(py::module_& m) {
       .def("reshape", &reshaped, "The same memory with another shape; one size may be -1.")
       .def("__getitem__", &sliced, py::arg("index"), "array[i] or array[i:j]: a view.")
       .def("copy", &copied)
-      .def("assign", &assign, py::arg("value"), "Copy a NumPy or device array of the same shape and dtype into it.")
+      .def("transpose", &transposed, "A copy with the axes in another order: transpose(1, 0).")
+      .def("__setitem__", &assign, py::arg("index"), py::arg("value"),
+           "array[...] = a NumPy or device array of the same shape and dtype.")
+      .def(
+          "__iadd__",
+          [](const py::object& y, const DeviceArray& x) {
+            add_to(py::cast<const DeviceArray&>(y), x);
+            return y;
+          },
+          py::is_operator())
+      .def(
+          "__add__",
+          [](const DeviceArray& y, const DeviceArray& x) {
+            DeviceArray sum = copied(y);
+            add_to(sum, x);
+            return sum;
+          },
+          py::is_operator())
       .def("fill", &fill, py::arg("value"), "Set every element (float32).")
       .def(
           "free", [](DeviceArray& a) { a.block->free(); },
           "Give the memory back now; the array, and its views, refuse to be used from then on.")
       .def_property_readonly("__cuda_array_interface__", &interface)
+      .def("__dlpack__", &to_dlpack, py::kw_only(), py::arg("stream") = py::none(), py::arg("max_version") = py::none(),
+           py::arg("dl_device") = py::none(), py::arg("copy") = py::none())
+      .def("__dlpack_device__", [](const DeviceArray& a) { return py::make_tuple(kDlpackDevice, a.block->device()); })
+      .def("__array__",
+           [](const DeviceArray&, const py::args&, const py::kwargs&) {
+             throw py::type_error("lec7.cuda.Array: NumPy does not read a GPU's memory; array.numpy() is a copy");
+           })
       .def("__repr__", [](const DeviceArray& a) {
         return "lec7.cuda.Array(" + a.shape.str() + ", " + name_of(a.dtype) +
                ", cuda:" + std::to_string(a.block->device()) + (a.block->freed() ? ", freed)" : ")");
       });
+  m.def("from_dlpack", &from_dlpack, py::arg("array"), "The same memory as an array of another library (DLPack).");
 }
 
 }  // namespace lec7::bindings

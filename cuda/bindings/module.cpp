@@ -2,6 +2,7 @@
 
 #include "../runtime.h"
 #include "device_array.h"
+#include "stream.h"
 #if defined(LEC7_CUDA_HOST)
 #include "fibers.h"
 #endif
@@ -45,6 +46,9 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
   m.doc() = "lec7's CUDA backend: the ops of lec7.ops on lec7.cuda.Array.";
 
   m.def("device_count", &cuda::device_count, "The GPUs that can be used: 0 without one, or without a driver.");
+  m.def(
+      "set_device", [](int device) { cuda::check(cudaSetDevice(device), "cudaSetDevice"); }, py::arg("device"),
+      "Make this GPU the thread's.");
   m.def("synchronize", &cuda::synchronize, py::call_guard<py::gil_scoped_release>(),
         "Wait for the current stream; raise what went wrong on it.");
   m.def("memory_info", &memory_info,
@@ -60,6 +64,7 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
 #endif
 
   bind_device_array(m);
+  bind_stream(m);
   if (bind_activation != nullptr) bind_activation(m);
   if (bind_attention != nullptr) bind_attention(m);
   if (bind_conv != nullptr) bind_conv(m);

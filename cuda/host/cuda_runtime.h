@@ -18,6 +18,7 @@
 #define __host__
 #define __constant__
 #define __forceinline__ inline __attribute__((always_inline))
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __restrict__ __restrict
@@ -53,25 +54,19 @@ inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 namespace lec7::host {
 
-inline unsigned lane() { return current->linear % 32; }
-
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source, Where where) {
-  static_assert(sizeof(T) <= kMostExchanged);
   const Exchange given = exchange(mask, &value, sizeof value, where);
-  if ((mask >> source & 1) == 0) die("reads a lane outside the mask of its shuffle", where);
-  std::memcpy(&value, given.slot(source), sizeof value);
-  return value;
+  if ((given.lanes >> source & 1) == 0) die("reads a lane that takes no part in its shuffle", where);
+  return given.get<T>(source);
 }
 
 template <class Predicate>
 unsigned ballot(unsigned mask, int vote, Where where, Predicate&& counts) {
   const Exchange given = exchange(mask, &vote, sizeof vote, where);
   unsigned result = 0;
-  for (unsigned l = 0; l < 32; ++l) {
-    if ((mask >> l & 1) == 0) continue;
-    std::memcpy(&vote, given.slot(l), sizeof vote);
-    if (counts(vote)) result |= 1u << l;
+  for (unsigned l = 0; l < kWarp; ++l) {
+    if ((given.lanes >> l & 1) != 0 && counts(given.get<int>(l))) result |= 1u << l;
   }
   return result;
 }
@@ -151,6 +146,8 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorInvalidDevice = 101,
+  cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorStreamCaptureUnsupported = 900,
 };
 const char* cudaGetErrorName(cudaError_t error);
 const char* cudaGetErrorString(cudaError_t error);

@@ -1,11 +1,17 @@
-// A device with four multiprocessors and a gigabyte of memory, out of the host's.
+// A device with four multiprocessors and a gigabyte of memory, out of the host's. Work on a stream is done at once, or
+// recorded while the stream is captured.
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
+
+#include "sanitizers.h"
 
 using Work = std::vector<std::function<void()>>;
 
@@ -16,7 +22,7 @@ struct CUgraphExec_st {
   Work work;
 };
 struct CUstream_st {
-  CUgraph_st* recording = nullptr;
+  std::unique_ptr<CUgraph_st> recording;
 };
 
 namespace lec7::host {
@@ -24,15 +30,57 @@ namespace {
 
 constexpr std::size_t kMemory = std::size_t{1} << 30;
 constexpr int kMultiprocessors = 4;
+constexpr std::size_t kMostShared = std::size_t{227} << 10;
+constexpr std::size_t kAligned = 256;
+constexpr int kUnwritten = 0xff;
 
 std::mutex mutex;
-std::unordered_map<void*, std::size_t> blocks;
 std::size_t used = 0;
+
+// Memory of the device: NaN where nothing was written, and with a margin behind it that nobody writes to.
+class Memory {
+ public:
+  explicit Memory(std::size_t bytes)
+      : bytes_(bytes),
+        whole_((bytes + kAligned - 1) / kAligned * kAligned + kAligned),
+        data_(static_cast<unsigned char*>(std::aligned_alloc(kAligned, whole_))) {
+    if (data_ == nullptr) return;
+    std::memset(data_, kUnwritten, whole_);
+    poison(data_ + bytes_, whole_ - bytes_);
+    const std::lock_guard lock(mutex);
+    used += bytes_;
+  }
+  ~Memory() {
+    if (data_ == nullptr) return;
+    unpoison(data_ + bytes_, whole_ - bytes_);
+    if (std::any_of(data_ + bytes_, data_ + whole_, [](unsigned char byte) { return byte != kUnwritten; })) {
+      std::fprintf(stderr, "a kernel wrote beyond the end of %zu bytes of the device's memory\n", bytes_);
+      std::abort();
+    }
+    std::free(data_);
+    const std::lock_guard lock(mutex);
+    used -= bytes_;
+  }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  void* data() const { return data_; }
+  void clear() const { std::memset(data_, kUnwritten, bytes_); }
+
+ private:
+  std::size_t bytes_, whole_;
+  unsigned char* data_;
+};
+
+// What was allocated and not freed; never destroyed, since arrays may be freed while the process ends.
+auto& allocated = *new std::unordered_map<void*, std::shared_ptr<Memory>>;
+
+bool recorded(cudaStream_t stream) { return stream != nullptr && stream->recording != nullptr; }
 
 }  // namespace
 
 void submit(cudaStream_t stream, std::function<void()> work) {
-  if (stream != nullptr && stream->recording != nullptr) stream->recording->work.push_back(std::move(work));
+  if (recorded(stream)) stream->recording->work.push_back(std::move(work));
   else work();
 }
 
@@ -41,8 +89,8 @@ cudaError_t check_launch(const Launch& launch) {
   const std::uint64_t threads = std::uint64_t{b.x} * b.y * b.z, grid = std::uint64_t{g.x} * g.y * g.z;
   if (threads == 0 || threads > 1024 || b.z > 64) return cudaErrorInvalidConfiguration;
   if (grid == 0 || g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) return cudaErrorInvalidConfiguration;
-  if (launch.dynamic_shared > std::size_t{227} << 10) return cudaErrorInvalidValue;
-  if (launch.cooperative && grid > kMultiprocessors) return cudaErrorInvalidConfiguration;
+  if (launch.dynamic_shared > kMostShared) return cudaErrorInvalidValue;
+  if (launch.cooperative && grid > kMultiprocessors) return cudaErrorCooperativeLaunchTooLarge;
   return cudaSuccess;
 }
 
@@ -56,8 +104,11 @@ const char* cudaGetErrorName(cudaError_t error) {
     case cudaErrorInvalidValue: return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
     case cudaErrorInvalidConfiguration: return "cudaErrorInvalidConfiguration";
-    default: return "cudaErrorInvalidDevice";
+    case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+    case cudaErrorCooperativeLaunchTooLarge: return "cudaErrorCooperativeLaunchTooLarge";
+    case cudaErrorStreamCaptureUnsupported: return "cudaErrorStreamCaptureUnsupported";
   }
+  return "unrecognized error code";
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
@@ -66,8 +117,11 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidValue: return "invalid argument";
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    default: return "invalid device ordinal";
+    case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorCooperativeLaunchTooLarge: return "too many blocks in cooperative launch";
+    case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
   }
+  return "unrecognized error code";
 }
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -82,7 +136,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount: *value = kMultiprocessors; break;
     case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = 227 << 10; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(kMostShared); break;
   }
   return cudaSuccess;
 }
@@ -96,29 +150,35 @@ cudaError_t cudaMemGetInfo(std::size_t* free, std::size_t* total) {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *stream = new CUstream_st, cudaSuccess; }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  return recorded(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
 
-cudaError_t cudaMallocAsync(void** memory, std::size_t bytes, cudaStream_t) {
+// Memory that is allocated or freed while a graph is recorded lives as long as the graph, which clears it whenever it
+// comes to that place.
+cudaError_t cudaMallocAsync(void** data, std::size_t bytes, cudaStream_t stream) {
+  {
+    const std::lock_guard lock(mutex);
+    if (bytes > kMemory - used) return cudaErrorMemoryAllocation;
+  }
+  const auto memory = std::make_shared<Memory>(bytes);
+  if (memory->data() == nullptr) return cudaErrorMemoryAllocation;
+  if (recorded(stream)) submit(stream, [memory] { memory->clear(); });
   const std::lock_guard lock(mutex);
-  if (bytes > kMemory - used) return cudaErrorMemoryAllocation;
-  *memory = std::aligned_alloc(256, std::max<std::size_t>(256, (bytes + 255) / 256 * 256));
-  if (*memory == nullptr) return cudaErrorMemoryAllocation;
-  std::memset(*memory, 0xff, bytes);
-  blocks[*memory] = bytes;
-  used += bytes;
+  allocated[*data = memory->data()] = memory;
   return cudaSuccess;
 }
 
-// While a graph is recorded its memory must outlive the recording: it is freed with what `submit` keeps.
-cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
-  if (stream != nullptr && stream->recording != nullptr) return cudaSuccess;
-  const std::lock_guard lock(mutex);
-  const auto block = blocks.find(memory);
-  if (block == blocks.end()) return cudaErrorInvalidValue;
-  used -= block->second;
-  std::memset(memory, 0xff, block->second);
-  blocks.erase(block);
-  std::free(memory);
+cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
+  std::shared_ptr<Memory> memory;
+  {
+    const std::lock_guard lock(mutex);
+    const auto found = allocated.find(data);
+    if (found == allocated.end()) return cudaErrorInvalidValue;
+    memory = std::move(found->second);
+    allocated.erase(found);
+  }
+  if (recorded(stream) || memory.use_count() > 1) submit(stream, [memory] { memory->clear(); });
   return cudaSuccess;
 }
 
@@ -139,21 +199,20 @@ cudaError_t cudaMemsetAsync(void* to, int value, std::size_t bytes, cudaStream_t
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
-  if (stream == nullptr || stream->recording != nullptr) return cudaErrorInvalidValue;
-  stream->recording = new CUgraph_st;
+  if (stream == nullptr) return cudaErrorStreamCaptureUnsupported;
+  if (recorded(stream)) return cudaErrorInvalidValue;
+  stream->recording = std::make_unique<CUgraph_st>();
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
-  if (stream == nullptr || stream->recording == nullptr) return cudaErrorInvalidValue;
-  *graph = stream->recording;
-  stream->recording = nullptr;
+  if (!recorded(stream)) return cudaErrorInvalidValue;
+  *graph = stream->recording.release();
   return cudaSuccess;
 }
 
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
-  *status =
-      stream != nullptr && stream->recording != nullptr ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
+  *status = recorded(stream) ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 

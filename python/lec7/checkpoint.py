@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from lec7.layers.base import Array
+from lec7.arrays import Array
 
 _VERSION = 1
 

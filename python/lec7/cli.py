@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument(
         "--threads", type=_positive(int), help="threads (default: all; the result is the same)"
     )
+    where.add_argument("--device", metavar="DEVICE", help="cpu, cuda or cuda:N (default: cpu)")
     where.add_argument(
         "--save-every", type=float, metavar="SECONDS", help="seconds between checkpoints (default: 60)"
     )
@@ -102,19 +103,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     sampling.add_argument("--seed", type=int, help="of the draws (default: another each time)")
     sampling.add_argument("--threads", type=_positive(int), help="threads (default: all)")
+    sampling.add_argument(
+        "--device", metavar="DEVICE", default="cpu", help="cpu, cuda or cuda:N (default: cpu)"
+    )
     return parser
 
 
 def _train_chars(parser: argparse.ArgumentParser, given: dict[str, Any]) -> int:
     fields = {field.name for field in dataclasses.fields(CharConfig)}
     settings = {name: value for name, value in given.items() if name in fields}
-    screen = {"quiet": given.get("quiet", False), "save_every": given.get("save_every", 60.0)}
+    options = {
+        "device": given.get("device", "cpu"),
+        "quiet": given.get("quiet", False),
+        "save_every": given.get("save_every", 60.0),
+    }
     if "resume" in given:
         clash = sorted({*settings, *(given.keys() & {"run", "text"})})
         if clash:
             parser.error(f"--resume goes on by the run's own settings; without --{', --'.join(clash)}")
-        return CharRun.resume(Path(given["resume"]), **screen).train()
-    return CharRun.start(CharConfig(**settings), given.get("text", ()), given.get("run"), **screen).train()
+        return CharRun.resume(Path(given["resume"]), **options).train()
+    return CharRun.start(CharConfig(**settings), given.get("text", ()), given.get("run"), **options).train()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,8 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             length=given["length"],
             temperature=given["temperature"],
             seed=given["seed"],
+            device=given["device"],
         )
-    except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+    except (ValueError, RuntimeError, OSError, FloatingPointError, MemoryError) as error:
         if isinstance(error, BrokenPipeError):
             # The reader (head, less) has seen enough; nothing is left to flush at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lec7.layers.base import Array, Layer
+from lec7.arrays import Array
+from lec7.layers.base import Layer
 
 
 def gradcheck(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from lec7 import ops
-from lec7.layers.base import Array
+from lec7.arrays import Array
 
 Loss = Callable[[Array, Array], tuple[float, Array]]
 

@@ -1,7 +1,8 @@
 """The ops: plain functions on arrays, run by the backend that the arrays belong to.
 
 NumPy arrays run on the compiled CPU backend, or on the readable NumPy reference inside
-``with lec7.use_backend("reference"):``. Signatures and docstrings are the reference's own.
+``with lec7.use_backend("reference"):``; a ``lec7.cuda.Array`` runs on its GPU. Nothing is moved between
+them. Signatures and docstrings are the reference's own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,24 @@ R = TypeVar("R")
 
 _BACKENDS: dict[str, ModuleType] = {"cpu": _cpu, "reference": reference}
 _backend: ContextVar[ModuleType] = ContextVar("lec7_backend", default=_cpu)
+#: the CUDA backend and its arrays' type, once lec7.cuda has loaded it
+_device: tuple[ModuleType, type] | None = None
+
+
+def _use_device(module: ModuleType) -> None:
+    global _device
+    _device = module, module.Array
+
+
+def _backend_of(args: tuple[object, ...]) -> ModuleType:
+    """The backend of the first array on a device, or the one in use for NumPy's."""
+    if _device is not None:
+        module, array = _device
+        for arg in args:
+            first = arg[0] if isinstance(arg, list | tuple) and arg else arg
+            if isinstance(first, array):
+                return module
+    return _backend.get()
 
 
 @contextmanager
@@ -42,7 +61,7 @@ def _op(of_reference: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(of_reference)
     def op(*args: P.args, **kwargs: P.kwargs) -> R:
-        return getattr(_backend.get(), name)(*args, **kwargs)
+        return getattr(_backend_of(args), name)(*args, **kwargs)
 
     op.__module__ = __name__
     return op

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import numpy as np
-
 from lec7 import ops
-from lec7.layers.base import Array
+from lec7.arrays import Array, zeros
 
 Schedule = Callable[[int], float]
 
@@ -31,7 +29,7 @@ class Optimizer:
 
     def update(self, params: Array, grads: Array, *, lr: float, grad_scale: float = 1.0) -> None:
         if not self.state:
-            self.state = {name: np.zeros_like(params) for name in self.slots}
+            self.state = {name: zeros(params.shape, params) for name in self.slots}
         self.steps += 1
         self._update(params, grads, lr=lr, grad_scale=grad_scale, weight_decay=self.weight_decay)
 
@@ -51,7 +49,7 @@ class SGD(Optimizer):
 
     def _update(self, params: Array, grads: Array, **options: Any) -> None:
         if self.momentum and not self.state:
-            self.state = {"momentum_buffer": np.zeros_like(params)}
+            self.state = {"momentum_buffer": zeros(params.shape, params)}
         buffer = self.state.get("momentum_buffer")
         ops.sgd_update_(params, grads, buffer, momentum=self.momentum, nesterov=self.nesterov, **options)
 

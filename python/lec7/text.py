@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lec7.layers.base import Array
+from lec7.arrays import Array
 
 
 def read_text(paths: Sequence[str | Path]) -> str:

@@ -77,7 +77,14 @@ class CharRun:
     """One run: its text, network, trainer and directory."""
 
     def __init__(
-        self, directory: Path, config: CharConfig, text: str, *, quiet: bool, save_every: float
+        self,
+        directory: Path,
+        config: CharConfig,
+        text: str,
+        *,
+        device: str,
+        quiet: bool,
+        save_every: float,
     ) -> None:
         self.directory, self.config = directory, config
         self.quiet, self.save_every = quiet, save_every
@@ -89,7 +96,7 @@ class CharRun:
         self.batches, self.chunks = text_batches(self.train_tokens, steps=config.steps, batch=config.batch)
 
         init, shuffle = (np.random.default_rng(s) for s in np.random.SeedSequence(config.seed).spawn(2))
-        self.model = config.model(len(self.vocabulary), init)
+        self.model = config.model(len(self.vocabulary), init).to(device)
         self.trainer = Trainer(
             self.model,
             config.update_rule(),
@@ -100,21 +107,21 @@ class CharRun:
         )
 
     @classmethod
-    def start(cls, config: CharConfig, paths: Sequence[str], directory: str | None, **screen: Any) -> Self:
+    def start(cls, config: CharConfig, paths: Sequence[str], directory: str | None, **options: Any) -> Self:
         text = read_text(paths) if paths else default_text()
-        run = cls(Path(directory or "."), config, text, **screen)  # refuses before anything is written
+        run = cls(Path(directory or "."), config, text, **options)  # refuses before anything is written
         run.directory = new_run("chars", directory)
         checkpoint.write_atomically(run.directory / TEXT, text.encode())
         run.save(LAST)
         return run
 
     @classmethod
-    def resume(cls, directory: Path, **screen: Any) -> Self:
+    def resume(cls, directory: Path, **options: Any) -> Self:
         tensors, metadata = load_run(directory)
         if metadata.get("kind") != KIND or not directory.is_dir():
             raise ValueError(f"{directory} is not the directory of a run of `lec7 train chars`")
         text = (directory / TEXT).read_bytes().decode()
-        run = cls(directory, CharConfig(**metadata["config"]), text, **screen)
+        run = cls(directory, CharConfig(**metadata["config"]), text, **options)
         if run.digest != metadata["text_sha256"]:
             raise ValueError(f"{directory / TEXT} is not the text that the run began with")
         run.trainer.restore(tensors, metadata["trainer"])
@@ -228,14 +235,16 @@ class CharRun:
         screen.say(f"--- step {step:,} ---\n{text}\n---")
 
 
-def sample(path: str, *, prime: str | None, length: int, temperature: float, seed: int | None) -> int:
+def sample(
+    path: str, *, prime: str | None, length: int, temperature: float, seed: int | None, device: str
+) -> int:
     """Write ``prime`` and ``length`` characters that go on from it to standard output, as they are drawn."""
     tensors, metadata = load_run(path, BEST)
     if metadata.get("kind") != KIND:
         raise ValueError(f"{path} is not a run of `lec7 train chars`")
     symbols = metadata["symbols"]
     vocabulary = Vocabulary(symbols)
-    model = CharConfig(**metadata["config"]).model(len(symbols), np.random.default_rng(0))
+    model = CharConfig(**metadata["config"]).model(len(symbols), np.random.default_rng(0)).to(device)
     load_parameters(Parameters(model), tensors, metadata["trainer"])
     tokens = model.generate(
         vocabulary.encode(vocabulary.opening if prime is None else prime),

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from lec7 import ops
-from lec7.layers.base import Array, Layer, Parameters
+from lec7.arrays import Array, host, like
+from lec7.layers.base import Layer, Parameters
 from lec7.losses import Loss
 from lec7.optimizers import Optimizer, Schedule, clip_scale, constant
 
@@ -70,12 +71,13 @@ class Trainer:
         self._epoch_rng_state = rng.bit_generator.state
 
     def step(self, x: Array, targets: Array) -> StepResult:
-        """One update of the parameters from one batch.
+        """One update of the parameters from one batch, which is moved to where they are.
 
         Raises:  FloatingPointError: the loss or the gradient is not finite; parameters and buffers (running
                  averages, carried states) are as they were.
         """
         put_buffers_back = self.model.keep_buffers()
+        x, targets = (like(a, self.parameters.values) for a in (x, targets))
         y, cache = self.model.forward(x, training=True)
         loss, dy = self.loss(y, targets)
         self.model.backward(dy, cache, needs_dx=False)
@@ -133,7 +135,7 @@ class Trainer:
         }
         # In an epoch's middle, its batches are drawn again from its start and the done ones skipped.
         rng_state = self._epoch_rng_state if self.batch else self.rng.bit_generator.state
-        return tensors, {
+        return {name: host(array) for name, array in tensors.items()}, {
             "layout": {name: [offset, *shape] for name, (offset, shape) in self.parameters.layout.items()},
             "optimizer": type(self.optimizer).__name__,
             "optimizer_steps": self.optimizer.steps,
@@ -154,11 +156,18 @@ class Trainer:
             raise ValueError(f"restore: the state is of {state['optimizer']}, the optimizer is {rule}")
         load_parameters(self.parameters, tensors, state)
         prefix = "optimizer."
-        self.optimizer.state = {k.removeprefix(prefix): a for k, a in tensors.items() if k.startswith(prefix)}
+        values = self.parameters.values
+        self.optimizer.state = {
+            k.removeprefix(prefix): like(a, values) for k, a in tensors.items() if k.startswith(prefix)
+        }
         self.optimizer.steps = state["optimizer_steps"]
         for owner_prefix, layer in self.model.owners("buffer."):
             own = {k.removeprefix(owner_prefix): a for k, a in tensors.items() if k.startswith(owner_prefix)}
-            layer._buffers = {k: a.copy() for k, a in own.items() if "." not in k}
+            layer._buffers = {
+                k: like(a, values) if a.dtype == values.dtype else a.copy()
+                for k, a in own.items()
+                if "." not in k
+            }
         self.step_count, self.epoch, self.batch = state["step_count"], state["epoch"], state["batch"]
         self.metrics = dict(state["metrics"])
         self.rng.bit_generator.state = state["rng"]

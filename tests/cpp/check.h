@@ -5,6 +5,7 @@
 #include <source_location>
 #include <sstream>
 #include <string>
+#include <vector>
 
 namespace lec7::test {
 
@@ -16,6 +17,9 @@ struct Registration {
   static void name();                                                                \
   static const ::lec7::test::Registration registered_##name(__FILE__, #name, &name); \
   static void name()
+
+// Runs the tests of these suites, or all; what main returns.
+int run_tests(const std::vector<std::string>& suites);
 
 using Place = std::source_location;
 

@@ -463,6 +463,7 @@ TEST(layer_norm) {
 TEST(recurrent) {
   const Shape x{9, 2, 3}, h{2, 5}, weight_x{3, 20}, weight_h{5, 20}, bias{20}, narrow{2, 4}, empty{0, 2, 3},
       no_units{2, 0};
+  const Index lengths[] = {9, 10, -1, 0};
   const RecurrentArguments fine{
       .x = &x, .h0 = &h, .c0 = &h, .weight_x = &weight_x, .weight_h = &weight_h, .bias = &bias};
   const RecurrentShape shape = recurrent_shape("lstm", Cell::lstm, false, fine);
@@ -496,10 +497,12 @@ TEST(recurrent) {
       {with(&RecurrentArguments::saved_gates, x),
        "lstm: saved gates has shape (9, 2, 3), not (9, 2, 20); x (T, N, D) = (9, 2, 3), h0 (N, H) = (2, 5), weight_x "
        "(D, G*H) = (3, 20), weight_h (H, G*H) = (5, 20)"},
-      {[&] { check_lengths("lstm", shape, {1, 2, 3}, {3}); },
+      {[&] { recurrent_lengths("lstm", shape, {3}, {lengths, true, 3}); },
        "lstm: lengths has one number for each of the 2 rows; lengths (N,) = (3,)"},
-      {[&] { check_lengths("lstm", shape, {9, 10}, {2}); }, "lstm: lengths[1] = 10 is not in 0 .. T = 9"},
-      {[&] { check_lengths("lstm", shape, {-1, 0}, {2}); }, "lstm: lengths[0] = -1 is not in 0 .. T = 9"},
+      {[&] { recurrent_lengths("lstm", shape, {2}, {lengths, true, 2}); },
+       "lstm: lengths is 10 at (1,), outside [0, 10); lengths (N,) = (2,)"},
+      {[&] { recurrent_lengths("lstm", shape, {2}, {lengths + 2, true, 2}); },
+       "lstm: lengths is -1 at (0,), outside [0, 10); lengths (N,) = (2,)"},
   });
 }
 
@@ -528,10 +531,10 @@ TEST(attention) {
        "attention: the mask does not broadcast to (N, heads, Tq, Tk) = (2, 3, 5, 7); mask = (4, 7)"},
       {[&] { attention_mask_strides(shape, {1, 2, 3, 5, 7}, stride); },
        "attention: the mask does not broadcast to (N, heads, Tq, Tk) = (2, 3, 5, 7); mask = (1, 2, 3, 5, 7)"},
-      {[&] { attention_key_lengths(shape, {3}, lengths); },
+      {[&] { attention_key_lengths(shape, {3}, {lengths, false, 3}); },
        "attention: key_lengths has one number for each of the 2 batch entries; key_lengths (N,) = (3,)"},
-      {[&] { attention_key_lengths(shape, {2}, lengths); },
-       "attention: key_lengths[1] = 8 is not in [0, Tk]; key_lengths (N,) = (2,), k (N, heads, Tk, d) = (2, 3, 7, 8)"},
+      {[&] { attention_key_lengths(shape, {2}, {lengths, false, 2}); },
+       "attention: key_lengths is 8 at (1,), outside [0, 8); key_lengths (N,) = (2,)"},
       {[&] { attention_scale(shape, kNan); }, "attention: scale is a finite number, not nan"},
   });
   attention_mask_strides(shape, {3, 1, 7}, stride);

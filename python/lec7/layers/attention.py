@@ -6,18 +6,19 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from lec7 import ops
-from lec7.layers.base import Array, Layer
+from lec7.arrays import Array, contiguous
+from lec7.layers.base import Layer
 from lec7.layers.linear import Linear
 
 
 def _split_heads(x: Array, heads: int) -> Array:
     """(T, N, heads*d) -> (N, heads, T, d)"""
-    return np.ascontiguousarray(x.reshape(*x.shape[:2], heads, -1).transpose(1, 2, 0, 3))
+    return contiguous(x.reshape(*x.shape[:2], heads, -1).transpose(1, 2, 0, 3))
 
 
 def _join_heads(x: Array) -> Array:
     """(N, heads, T, d) -> (T, N, heads*d)"""
-    return np.ascontiguousarray(x.transpose(2, 0, 1, 3)).reshape(x.shape[2], x.shape[0], -1)
+    return contiguous(x.transpose(2, 0, 1, 3)).reshape(x.shape[2], x.shape[0], -1)
 
 
 class _Heads(NamedTuple):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[Any]
+from lec7 import arrays
+from lec7.arrays import Array
 
 
 class Layer:
@@ -35,6 +35,8 @@ class Layer:
         self._buffers: dict[str, Array] = {}
         #: whether all of its own parameters are: set by ``Parameters``
         self.frozen = False
+        #: whether its parameters are views of one buffer: set by ``Parameters``
+        self.flat = False
 
     def add_parameter(self, name: str, value: Array) -> None:
         self._params[name] = value
@@ -90,6 +92,37 @@ class Layer:
         finally:
             put_back()
 
+    def to(self, device: str) -> Self:
+        """Move the parameters, gradients and buffers to "cpu", "cuda" or "cuda:N"; returns the layer.
+
+        What the host reads itself (a dropout's counter) stays. Move a network before a ``Trainer`` is made.
+
+        Raises:  ValueError, RuntimeError: as ``lec7.cuda.select``.  RuntimeError: the parameters lie in one
+                 buffer already.
+        """
+        move = arrays.host
+        if device != "cpu":
+            from lec7 import cuda
+
+            cuda.select(device)
+            move = cuda.to_device
+        moved: dict[int, tuple[Array, Array]] = {}  # what layers share stays shared
+
+        def place(array: Array) -> Array:
+            if array.dtype != np.float32:
+                return array
+            if id(array) not in moved:
+                moved[id(array)] = array, move(array)
+            return moved[id(array)][1]
+
+        for _, layer in self.owners():
+            if layer.flat:
+                raise RuntimeError("to: the parameters lie in one buffer; move the network before that")
+        for _, layer in self.owners():
+            for kind in (layer._params, layer._grads, layer._buffers):
+                kind.update({name: place(array) for name, array in kind.items()})
+        return self
+
     def reset(self) -> None:
         """Forget what was carried over from earlier calls: the state of ``Recurrent(carry=True)``."""
         for child in self.children.values():
@@ -110,9 +143,14 @@ class Layer:
         """The ``needs`` of an op's backward: ``names``, and the gradient of each parameter.
 
         A gradient to which nothing was added yet, all zeros, is given as the array to write to: a second
-        array of that size, and adding it up, are saved. ``accumulate`` takes the results.
+        array of that size, and adding it up, are saved (on the CPU: a GPU would have to be waited for).
+        ``accumulate`` takes the results.
         """
-        grads = {f"d{name}": None if grad.any() else grad for name, grad in self._grads.items()}
+
+        def fresh(grad: Array) -> bool:
+            return not arrays.on_device(grad) and not grad.any()
+
+        grads = {f"d{name}": grad if fresh(grad) else None for name, grad in self._grads.items()}
         return {**dict.fromkeys(names), **grads}
 
     def accumulate(self, **grads: Array | None) -> None:
@@ -164,8 +202,10 @@ class Parameters:
             size += -(-math.prod(shape) // 16) * 16
             if not (prefixes and first_names[key].startswith(prefixes)):
                 self.trainable = size
-        self.values = _aligned_zeros(size)
-        self.grads = _aligned_zeros(size)
+        self.values, self.grads = _aligned_zeros(size), _aligned_zeros(size)
+        if order:
+            layer, name = places[order[0]][0]
+            self.values, self.grads = (arrays.like(a, layer._params[name]) for a in (self.values, self.grads))
 
         for key in order:
             offset, shape = self.layout[first_names[key]]
@@ -179,6 +219,7 @@ class Parameters:
         learns = {id(layer) for key in order if first_names[key] in learning for layer, _ in places[key]}
         for _, layer in model.owners():
             layer.frozen = bool(layer._params) and id(layer) not in learns
+            layer.flat = True
 
     def zero_grads(self) -> None:
         self.grads.fill(0)

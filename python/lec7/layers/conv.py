@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
 from lec7 import ops
+from lec7.arrays import Array
 from lec7.initializers import Initializer, he_uniform
-from lec7.layers.base import Array, Layer
+from lec7.layers.base import Layer
 
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
 
@@ -33,8 +35,30 @@ def kernel_axes(
     return kernel
 
 
-class _Conv(Layer):
+class ConvLayer(Layer):
+    """The passes of a convolution, transposed or not: ops named by ``kind`` and ``dims``."""
+
+    kind: ClassVar[str]
     dims: ClassVar[int]
+    _options: dict[str, Any]
+
+    def _op(self, direction: str) -> Any:
+        return partial(getattr(ops, f"{self.kind}{self.dims}d_{direction}"), **self._options)
+
+    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
+        y = self._op("forward")(x, self.params["weight"], self.params.get("bias"))
+        return y, (x, {"y": y} if self._options.get("activation") else {})
+
+    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
+        x, saved = cache
+        needs = self.wanted(*(["dx"] if needs_dx else []))
+        dx, dweight, dbias = self._op("backward")(dy, x, self.params["weight"], needs=needs, **saved)
+        self.accumulate(weight=dweight, bias=dbias)
+        return dx
+
+
+class _Conv(ConvLayer):
+    kind = "conv"
 
     def __init__(
         self,
@@ -65,19 +89,6 @@ class _Conv(Layer):
         self.add_parameter("weight", init((*kernel, in_channels // groups, out_channels), rng))
         if bias:
             self.add_parameter("bias", np.zeros(out_channels, np.float32))
-
-    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
-        convolve = getattr(ops, f"conv{self.dims}d_forward")
-        y = convolve(x, self.params["weight"], self.params.get("bias"), **self._options)
-        return y, (x, y if self._options["activation"] else None)
-
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
-        x, y = cache
-        needs = self.wanted(*(["dx"] if needs_dx else []))
-        backward = getattr(ops, f"conv{self.dims}d_backward")
-        dx, dweight, dbias = backward(dy, x, self.params["weight"], y=y, needs=needs, **self._options)
-        self.accumulate(weight=dweight, bias=dbias)
-        return dx
 
     def flops(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
         return 2 * math.prod(y_shape) * math.prod(self.params["weight"].shape[:-1])

@@ -2,18 +2,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import numpy as np
 
-from lec7 import ops
 from lec7.initializers import Initializer, he_uniform
-from lec7.layers.base import Array, Layer
-from lec7.layers.conv import Padding, kernel_axes
+from lec7.layers.conv import ConvLayer, Padding, kernel_axes
 
 
-class _ConvTranspose(Layer):
-    dims: ClassVar[int]
+class _ConvTranspose(ConvLayer):
+    kind = "conv_transpose"
 
     def __init__(
         self,
@@ -44,17 +41,6 @@ class _ConvTranspose(Layer):
         self.add_parameter("weight", np.ascontiguousarray(weight))
         if bias:
             self.add_parameter("bias", np.zeros(out_channels, np.float32))
-
-    def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
-        forward = getattr(ops, f"conv_transpose{self.dims}d_forward")
-        return forward(x, self.params["weight"], self.params.get("bias"), **self._options), x
-
-    def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
-        needs = self.wanted(*(["dx"] if needs_dx else []))
-        backward = getattr(ops, f"conv_transpose{self.dims}d_backward")
-        dx, dweight, dbias = backward(dy, cache, self.params["weight"], needs=needs, **self._options)
-        self.accumulate(weight=dweight, bias=dbias)
-        return dx
 
     def flops(self, x_shape: tuple[int, ...], y_shape: tuple[int, ...]) -> int:
         return 2 * math.prod(x_shape) * math.prod(self.params["weight"].shape[:-1])

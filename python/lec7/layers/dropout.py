@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lec7 import ops
-from lec7.layers.base import Array, Layer
+from lec7.arrays import Array
+from lec7.layers.base import Layer
 
 
 class Dropout(Layer):

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from lec7 import ops
+from lec7.arrays import Array
 from lec7.initializers import Initializer, glorot_uniform, he_uniform
-from lec7.layers.base import Array, Layer
+from lec7.layers.base import Layer
 
 
 class Linear(Layer):

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from lec7 import ops
+from lec7.arrays import Array
 from lec7.initializers import Initializer, he_uniform
-from lec7.layers.base import Array, Layer
+from lec7.layers.base import Layer
 from lec7.layers.conv import kernel_axes
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from lec7 import ops
-from lec7.layers.base import Array, Layer
+from lec7.arrays import Array
+from lec7.layers.base import Layer
 from lec7.layers.containers import Concat, Residual, Sequential
 from lec7.layers.conv import Conv1d, Conv2d, Conv3d
 from lec7.layers.linear import Linear

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from lec7 import ops
-from lec7.layers.base import Array, Layer
+from lec7.arrays import Array
+from lec7.layers.base import Layer
 from lec7.layers.conv import Padding
 
 

@@ -5,8 +5,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lec7 import ops
+from lec7.arrays import Array, zeros
 from lec7.initializers import glorot_uniform, orthogonal
-from lec7.layers.base import Array, Layer
+from lec7.layers.base import Layer
 
 #: (h,) for RNN and GRU, (h, c) for LSTM; each (N, H)
 State = tuple[Array, ...]
@@ -56,8 +57,8 @@ class RecurrentLayer(Layer):
         return self._params["weight_x"], self._params["weight_h"], self._params["bias"]
 
     def zero_state(self, batch: int) -> State:
-        dtype = self._params["bias"].dtype
-        return tuple(np.zeros((batch, self.hidden_size), dtype) for _ in range(self.state_size))
+        bias = self._params["bias"]
+        return tuple(zeros((batch, self.hidden_size), bias) for _ in range(self.state_size))
 
     def step(self, x: Array, state: State) -> State:
         """One step without a backward pass: x (N, input_size), state -> the next state, h first."""

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from lec7 import ops
+from lec7.arrays import Array, host, like
 from lec7.layers import Dropout, Embedding, Linear, Recurrent, Sequential
-from lec7.layers.base import Array, Layer
+from lec7.layers.base import Layer
 from lec7.layers.recurrent import CELLS, RecurrentLayer
 
 
@@ -49,13 +50,15 @@ class CharLM(Sequential):
 
     def evaluate(self, tokens: Array, *, chunk: int = 1000) -> float:
         """Mean cross-entropy in nats of tokens[1:], each given all before it (the state is carried)."""
-        total = 0.0
+        total, table = 0.0, self.embedding.params["weight"]
         with self.keeping_buffers():
             self.reset()
             for start in range(0, len(tokens) - 1, chunk):
                 stop = min(start + chunk, len(tokens) - 1)
-                logits, _ = self.forward(tokens[start:stop, np.newaxis])
-                labels = tokens[start + 1 : stop + 1, np.newaxis]
+                x, labels = (
+                    like(tokens[i : i + stop - start, np.newaxis], table) for i in (start, start + 1)
+                )
+                logits, _ = self.forward(x)
                 total += float(ops.softmax_cross_entropy_forward(logits, labels, reduction="sum")[0])
         return total / (len(tokens) - 1)
 
@@ -76,7 +79,7 @@ class CharLM(Sequential):
         weight, bias = self.output.params["weight"], self.output.params["bias"]
         steps: list[tuple[RecurrentLayer, int]] = [(cell, i) for i, cell in enumerate(self.cells)]
         states = [cell.zero_state(1) for cell in self.cells]
-        x = table[prime][:, np.newaxis]
+        x = ops.embedding_forward(like(prime[:, np.newaxis], table), table)
         for cell, i in steps:
             x, cache = cell.forward(x)
             states[i] = cache.state
@@ -85,7 +88,7 @@ class CharLM(Sequential):
         for done in range(length):
             if done % block == 0:
                 noise = temperature * rng.gumbel(size=(block, len(bias))).astype(np.float32)
-            token = int((ops.linear_forward(h, weight, bias)[0] + noise[done % block]).argmax())
+            token = int((host(ops.linear_forward(h, weight, bias))[0] + noise[done % block]).argmax())
             yield token
             h = table[token : token + 1]
             for cell, i in steps:

@@ -26,12 +26,14 @@ def expect_indices(
     wrong = (array < start) | (array >= stop)
     if ignore is not None:
         wrong &= array != ignore
+    refuse_outside(op, name, array, wrong, f"[{start}, {stop})")
+
+
+def refuse_outside(op: str, name: str, array: ndarray, wrong: ndarray, interval: str) -> None:
+    """Refuse an array with wrong elements, those outside an interval; the message has the first."""
     if wrong.any():
-        at = np.unravel_index(wrong.argmax(), wrong.shape)
-        position = tuple(int(i) for i in at)
-        raise ValueError(
-            f"{op}: {name} must be in [{start}, {stop}), is {array[at]} at {position}; shape {array.shape}"
-        )
+        at = tuple(int(i) for i in np.unravel_index(wrong.argmax(), wrong.shape))
+        raise ValueError(f"{op}: {name} is {array[at]} at {at}, outside {interval}; {name} = {array.shape}")
 
 
 def wanted(op: str, needs: Collection[str] | None, *names: str) -> tuple[bool, ...]:

@@ -9,6 +9,7 @@ from numpy import ndarray
 
 Pads = list[tuple[int, int]]
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
+Taps = list[tuple[tuple[int, ...], tuple[slice, ...]]]
 
 
 def per_axis(op: str, name: str, value: int | Sequence[int], rank: int) -> tuple[int, ...]:
@@ -83,12 +84,16 @@ def output_size(
     return tuple(output)
 
 
-def window_cells(
-    tap: Sequence[int], output: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> tuple[slice, ...]:
-    """Index of the cells of a padded (N, ..., C) array that meet the kernel's `tap`, one per output cell."""
-    axes = zip(tap, output, stride, dilation, strict=True)
-    return (slice(None), *(slice(i * d, i * d + (o - 1) * s + 1, s) for i, o, s, d in axes), slice(None))
+def window_taps(
+    kernel: Sequence[int], output: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Taps:
+    """Each tap of the kernel, and the cells of a padded (N, ..., C) array that meet it: one per output."""
+    taps = []
+    for tap in np.ndindex(*kernel):
+        axes = zip(tap, output, stride, dilation, strict=True)
+        spatial = (slice(i * d, i * d + (o - 1) * s + 1, s) for i, o, s, d in axes)
+        taps.append((tap, (slice(None), *spatial, slice(None))))
+    return taps
 
 
 def pad_spatial(x: ndarray, pads: Pads, value: float = 0) -> ndarray:

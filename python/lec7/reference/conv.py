@@ -9,12 +9,13 @@ from ._checks import delivers, expect_shape, wanted
 from ._windows import (
     Padding,
     Pads,
+    Taps,
     crop_spatial,
     output_size,
     pad_spatial,
     per_axis,
     resolve_padding,
-    window_cells,
+    window_taps,
 )
 from .activation import activate, activate_backward
 
@@ -208,13 +209,12 @@ def _forward(
     flip: bool,
     activation: str | None,
 ) -> ndarray:
-    stride, dilation, pads, output = _geometry(op, rank, x, weight, stride, padding, dilation, groups)
+    taps, pads, output = _geometry(op, rank, x, weight, stride, padding, dilation, groups)
     weight = _rotate(weight, rank) if flip else weight
     padded = pad_spatial(x, pads)
     y = np.zeros((x.shape[0], *output, weight.shape[-1]), x.dtype)
-    for tap in np.ndindex(weight.shape[:rank]):
-        cells = padded[window_cells(tap, output, stride, dilation)]
-        y += by_group(np.matmul, cells, weight[tap], groups)
+    for tap, cells in taps:
+        y += by_group(np.matmul, padded[cells], weight[tap], groups)
     if bias is not None:
         expect_shape(op, "bias (F,)", bias, weight.shape[-1:])
         y += bias
@@ -237,12 +237,11 @@ def _backward(
     needs: Collection[str] | None,
 ) -> Gradients:
     need_x, need_weight, need_bias = wanted(op, needs, "dx", "dweight", "dbias")
-    stride, dilation, pads, output = _geometry(op, rank, x, weight, stride, padding, dilation, groups)
+    taps, pads, output = _geometry(op, rank, x, weight, stride, padding, dilation, groups)
     expect_shape(op, "dy (N, ..., F)", dy, (x.shape[0], *output, weight.shape[-1]))
     weight = _rotate(weight, rank) if flip else weight
     dz = activate_backward(op, dy, y, activation)
     padded = pad_spatial(x, pads)
-    taps = [(tap, window_cells(tap, output, stride, dilation)) for tap in np.ndindex(weight.shape[:rank])]
     dx = dweight = dbias = None
     if need_x:
         dpadded = np.zeros_like(padded)
@@ -283,8 +282,8 @@ def _geometry(
     padding: Padding,
     dilation: int | Sequence[int],
     groups: int,
-) -> tuple[tuple[int, ...], tuple[int, ...], Pads, tuple[int, ...]]:
-    """Stride, dilation and padding per axis, and the output's spatial size."""
+) -> tuple[Taps, Pads, tuple[int, ...]]:
+    """The taps of the filter, the padding per axis, and the output's spatial size."""
     shapes = f"x (N, ..., C) = {x.shape}, weight (K..., C/groups, F) = {weight.shape}"
     if x.ndim != rank + 2 or weight.ndim != rank + 2:
         raise ValueError(f"{op}: x and weight must have {rank + 2} axes; {shapes}")
@@ -301,4 +300,5 @@ def _geometry(
     per_axis(op, "kernel size", kernel, rank)
     stride, dilation = per_axis(op, "stride", stride, rank), per_axis(op, "dilation", dilation, rank)
     pads = resolve_padding(op, padding, size, kernel, stride, dilation)
-    return stride, dilation, pads, output_size(op, size, kernel, stride, pads, dilation)
+    output = output_size(op, size, kernel, stride, pads, dilation)
+    return window_taps(kernel, output, stride, dilation), pads, output

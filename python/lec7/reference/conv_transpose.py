@@ -2,13 +2,12 @@
 
 from collections.abc import Collection, Sequence
 from operator import index
-from typing import Any
 
 import numpy as np
 from numpy import ndarray
 
 from ._checks import delivers, expect_shape, wanted
-from ._windows import Padding, Pads, crop_spatial, pad_spatial, per_axis, resolve_padding, window_cells
+from ._windows import Padding, Pads, Taps, crop_spatial, pad_spatial, per_axis, resolve_padding, window_taps
 from .conv import Gradients, by_group, sum_of_outer_products
 
 
@@ -127,11 +126,10 @@ def _forward(
     output_padding: int | Sequence[int],
     groups: int,
 ) -> ndarray:
-    stride, pads, output = _geometry(op, rank, x, weight, stride, padding, output_padding, groups)
+    taps, pads, output = _geometry(op, rank, x, weight, stride, padding, output_padding, groups)
     filters = weight.shape[-2] * groups
-    padded_size = [n + before + after for n, (before, after) in zip(output, pads, strict=True)]
-    padded = np.zeros((x.shape[0], *padded_size, filters), x.dtype)
-    for tap, cells in _taps(x, weight, stride):
+    padded = pad_spatial(np.zeros((x.shape[0], *output, filters), x.dtype), pads)
+    for tap, cells in taps:
         padded[cells] += by_group(lambda a, w: a @ w.T, x, weight[tap], groups)
     y = crop_spatial(padded, pads, output)
     if bias is not None:
@@ -153,30 +151,21 @@ def _backward(
     needs: Collection[str] | None,
 ) -> Gradients:
     need_x, need_weight, need_bias = wanted(op, needs, "dx", "dweight", "dbias")
-    stride, pads, output = _geometry(op, rank, x, weight, stride, padding, output_padding, groups)
+    taps, pads, output = _geometry(op, rank, x, weight, stride, padding, output_padding, groups)
     expect_shape(op, "dy (N, ..., F)", dy, (x.shape[0], *output, weight.shape[-2] * groups))
     padded = pad_spatial(dy, pads)
     dx = dweight = dbias = None
     if need_x:
         dx = np.zeros_like(x)
-        for tap, cells in _taps(x, weight, stride):
+        for tap, cells in taps:
             dx += by_group(np.matmul, padded[cells], weight[tap], groups)
     if need_weight:
         dweight = np.zeros_like(weight)
-        for tap, cells in _taps(x, weight, stride):
+        for tap, cells in taps:
             dweight[tap] = by_group(sum_of_outer_products, padded[cells], x, groups)
     if need_bias:
         dbias = dy.reshape(-1, dy.shape[-1]).sum(axis=0)
     return dx, dweight, dbias
-
-
-def _taps(x: ndarray, weight: ndarray, stride: Sequence[int]) -> list[tuple[Any, Any]]:
-    """Each tap of the filter, and the cells of the padded y on which it lays x."""
-    rank = x.ndim - 2
-    return [
-        (tap, window_cells(tap, x.shape[1:-1], stride, (1,) * rank))
-        for tap in np.ndindex(weight.shape[:rank])
-    ]
 
 
 def _geometry(
@@ -188,8 +177,8 @@ def _geometry(
     padding: Padding,
     output_padding: int | Sequence[int],
     groups: int,
-) -> tuple[tuple[int, ...], Pads, tuple[int, ...]]:
-    """Stride and padding per axis, and the output's spatial size."""
+) -> tuple[Taps, Pads, tuple[int, ...]]:
+    """The taps of the filter, with the cells of y for each of x; the padding per axis; y's spatial size."""
     shapes = f"x (N, ..., C) = {x.shape}, weight (K..., F/groups, C) = {weight.shape}"
     if x.ndim != rank + 2 or weight.ndim != rank + 2:
         raise ValueError(f"{op}: x and weight must have {rank + 2} axes; {shapes}")
@@ -216,12 +205,13 @@ def _geometry(
         raise ValueError(f"{op}: padding {padding!r} leaves no choice of output_padding {output_padding}")
     upsampled = tuple(n * s for n, s in zip(size, stride, strict=True))
     pads = resolve_padding(op, padding, upsampled, kernel, stride, (1,) * rank)
+    taps = window_taps(kernel, size, stride, (1,) * rank)
     if same:
-        return stride, pads, upsampled
+        return taps, pads, upsampled
     output = tuple(
         (n - 1) * s - before - after + k + m
         for n, s, (before, after), k, m in zip(size, stride, pads, kernel, more, strict=True)
     )
     if min(output) < 1:
         raise ValueError(f"{op}: padding {padding} leaves nothing of the output, {output}; {shapes}")
-    return stride, pads, output
+    return taps, pads, output

@@ -6,7 +6,7 @@ import numpy as np
 from numpy import ndarray
 
 from ._checks import delivers, expect_shape, wanted
-from ._windows import output_size, per_axis, window_cells
+from ._windows import output_size, per_axis, window_taps
 from .conv import Gradients
 
 
@@ -27,9 +27,8 @@ def locally_connected2d_forward(
     stride = _geometry(x, weight, stride)
     output = weight.shape[:2]
     y = np.zeros((x.shape[0], *output, weight.shape[-1]), x.dtype)
-    for a, b in np.ndindex(weight.shape[2:4]):
-        cells = x[window_cells((a, b), output, stride, (1, 1))]
-        y += np.einsum("nijc,ijcf->nijf", cells, weight[:, :, a, b])
+    for (a, b), cells in window_taps(weight.shape[2:4], output, stride, (1, 1)):
+        y += np.einsum("nijc,ijcf->nijf", x[cells], weight[:, :, a, b])
     if bias is not None:
         expect_shape("locally_connected2d", "bias (OH, OW, F)", bias, y.shape[1:])
         y += bias
@@ -63,8 +62,7 @@ def locally_connected2d_backward(
     expect_shape("locally_connected2d", "dy (N, OH, OW, F)", dy, (x.shape[0], *output, weight.shape[-1]))
     dx = np.zeros_like(x) if need_x else None
     dweight = np.zeros_like(weight) if need_weight else None
-    for a, b in np.ndindex(weight.shape[2:4]):
-        cells = window_cells((a, b), output, stride, (1, 1))
+    for (a, b), cells in window_taps(weight.shape[2:4], output, stride, (1, 1)):
         if dx is not None:
             dx[cells] += np.einsum("nijf,ijcf->nijc", dy, weight[:, :, a, b])
         if dweight is not None:

@@ -16,7 +16,7 @@ from ._windows import (
     pad_spatial,
     per_axis,
     resolve_padding,
-    window_cells,
+    window_taps,
 )
 
 Sizes = int | Sequence[int]
@@ -140,8 +140,7 @@ def _max_forward(
     index = pad_spatial(pad_spatial(index, pads, -1), beyond, -1)  # -1: not a cell of x
     y = np.full((x.shape[0], *output, x.shape[-1]), -np.inf, x.dtype)
     argmax = np.full(y.shape, -1, np.int32)
-    for tap in np.ndindex(kernel):
-        cells = window_cells(tap, output, stride, dilation)
+    for _, cells in window_taps(kernel, output, stride, dilation):
         value, cell = padded[cells], index[cells]
         better = (value > y) | (np.isnan(value) & ~np.isnan(y)) | (argmax < 0)
         better &= cell >= 0
@@ -506,8 +505,8 @@ def _sum_taps(
     output: Sequence[int],
 ) -> ndarray:
     total = np.zeros((padded.shape[0], *output, padded.shape[-1]), padded.dtype)
-    for tap in np.ndindex(*kernel):
-        total += padded[window_cells(tap, output, stride, dilation)]
+    for _, cells in window_taps(kernel, output, stride, dilation):
+        total += padded[cells]
     return total
 
 
@@ -527,8 +526,8 @@ def _sum_backward(
         op, rank, x_shape, kernel_size, stride, padding, dilation, ceil
     )
     dpadded = pad_spatial(pad_spatial(np.zeros(x_shape, dy.dtype), pads), beyond)
-    for tap in np.ndindex(kernel):
-        dpadded[window_cells(tap, output, stride, dilation)] += dy
+    for _, cells in window_taps(kernel, output, stride, dilation):
+        dpadded[cells] += dy
     return crop_spatial(dpadded, pads, x_shape[1:-1])
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy import ndarray
 
-from ._checks import expect_indices, expect_shape
+from ._checks import expect_indices, expect_shape, refuse_outside
 from .activation import sigmoid_forward
 
 
@@ -222,10 +222,7 @@ def _targets(
 def _check_binary_targets(logits: ndarray, targets: ndarray) -> None:
     expect_shape("binary_cross_entropy", "targets", targets, logits.shape)
     wrong = ~((targets >= 0) & (targets <= 1))
-    if wrong.any():
-        at = np.unravel_index(wrong.argmax(), wrong.shape)
-        position = tuple(int(i) for i in at)
-        raise ValueError(f"binary_cross_entropy: targets must be in [0, 1], is {targets[at]} at {position}")
+    refuse_outside("binary_cross_entropy", "targets", targets, wrong, "[0, 1]")
 
 
 def _reduce(op: str, loss: ndarray, reduction: str, divisor: float) -> ndarray:

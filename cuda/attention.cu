@@ -1,0 +1,729 @@
+// Attention in tiles of 64 queries x 64 keys, in exact float32 (Dao 2023, FlashAttention-2).
+//
+//   tiles       64 rows x 64 columns of q, k, v, dy or scores in shared memory. Their float4s are swizzled, so that 8
+//               lanes may read down a column or along a row without a bank conflict
+//   products    16 lanes x 64/R rows of threads hold R x 4 numbers each; a step of 4 takes R + 4 loads of 16 bytes for
+//               16 R multiplications and additions: bound by arithmetic. Heads wider than 64 go through in chunks
+//   forward     a block owns 64 queries: the running maximum, sum and y stay in registers, scores never leave the
+//   block.
+//               2 Tq Tk (d + dv) FLOPs a head (half where causal); 4 (Tq (d + dv) + (d + dv) Tk Tq / 64) bytes, of
+//               which all but the first Tk come from L2
+//   backward    p is recomputed from lse. One kernel owns 64 keys and gives dk and dv (8 Tq Tk d FLOPs at d = dv), one
+//               owns 64 queries and gives dq (6 Tq Tk d): a seventh more work than one kernel for all, and no atomics
+//   few         up to 4 queries (a decoder's step) are bound by reading k and v once: a block takes 256 keys of one
+//               query, and the parts of a query are combined in order
+//
+// Tiles of keys that no query of the tile sees are skipped.
+#include "lec7/attention.h"
+
+#include <initializer_list>
+#include <limits>
+
+#include "kernel.h"
+
+namespace lec7::cuda {
+namespace {
+
+constexpr int kTile = 64;          // rows and columns of a tile
+constexpr int kQuads = kTile / 4;  // float4s of a tile's row; also the lanes that share a row
+constexpr int kForwardRows = 8;    // rows of scores of one thread
+constexpr int kBackwardRows = 4;   // fewer: dk and dv stand in registers together
+constexpr Index kFewQueries = 4;   // up to which a tile would be mostly empty
+constexpr int kChunk = 256;        // keys of a block with few queries
+constexpr int kFewThreads = 128;
+constexpr int kMostColumns = 2;  // chunks of columns that a block accumulates; wider heads take several blocks
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+
+using Tile = float4[kTile * kQuads];
+
+template <int R>
+constexpr int kThreadsOf = kTile / R * kQuads;
+
+// What the kernels need of the shape and the parameters.
+struct Problem {
+  Index heads, queries, keys;
+  int d, dv;
+  float scale;
+  bool causal;
+  bool aligned;  // rows of all arrays begin at 16 bytes
+  const bool* keep;
+  const float* add;
+  Index stride[4];
+  const Index* key_lengths;  // null: all keys
+};
+
+// What a query sees of the keys of a tile. A thread goes from one of its queries to the next one: an offset for each
+// would stay in registers all the time.
+struct Seen {
+  int queries, keys, diagonal;  // sees key j where queries > 0, j < keys, j < diagonal
+  const bool* keep;
+  const float* add;
+  Index row_step;
+  int key_step;
+
+  __device__ float score(int key, float product) const {
+    if (queries <= 0 || key >= keys || key >= diagonal) return kMinusInfinity;
+    if (keep != nullptr) return keep[key * key_step] ? product : kMinusInfinity;
+    return add == nullptr ? product : product + add[key * key_step];
+  }
+  __device__ void go_down(int rows) {
+    queries -= rows;
+    diagonal += rows;
+    if (keep != nullptr) keep += rows * row_step;
+    if (add != nullptr) add += rows * row_step;
+  }
+};
+
+__device__ inline int least(Index a, Index b) { return static_cast<int>(a < b ? a : b); }
+
+// One head of one batch entry: what its queries see.
+struct Head {
+  const Problem& p;
+  Index length, mask_at;
+
+  __device__ Head(const Problem& problem, Index index)
+      : p(problem),
+        length(p.key_lengths == nullptr ? p.keys : p.key_lengths[index / p.heads]),
+        mask_at(index / p.heads * p.stride[0] + index % p.heads * p.stride[1]) {}
+
+  // Query i may see the keys before this one.
+  __device__ Index visible(Index i) const {
+    const Index limit = p.causal ? i + 1 + p.keys - p.queries : length;
+    return limit < 0 ? 0 : limit < length ? limit : length;
+  }
+  // Do the queries from i on see all of the keys before `end`, without a mask?
+  __device__ bool sees_all(Index i, Index end) const {
+    return p.keep == nullptr && p.add == nullptr && end <= visible(i);
+  }
+  // Query i and the keys from k0 on, as many as a chunk has.
+  __device__ Seen seen(Index i, Index k0) const {
+    const Index at = mask_at + i * p.stride[2] + k0 * p.stride[3];
+    return {least(kTile, p.queries - i),
+            least(kChunk, length - k0),
+            p.causal ? least(kChunk, i + 1 + p.keys - p.queries - k0) : 2 * kChunk,
+            p.keep == nullptr ? nullptr : p.keep + at,
+            p.add == nullptr ? nullptr : p.add + at,
+            p.stride[2],
+            static_cast<int>(p.stride[3])};
+  }
+};
+
+// Four numbers of a row, of which `left` are there; the rest is 0.
+__device__ inline float4 load_quad(const float* from, int left, bool aligned) {
+  float4 value = make_float4(0, 0, 0, 0);
+  if (left <= 0) return value;
+  if (aligned) return *reinterpret_cast<const float4*>(from);
+  value.x = from[0];
+  if (left > 1) value.y = from[1];
+  if (left > 2) value.z = from[2];
+  if (left > 3) value.w = from[3];
+  return value;
+}
+
+__device__ inline void store_quad(float* to, int left, bool aligned, const float (&values)[4]) {
+  if (left <= 0) return;
+  if (aligned) {
+    *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
+    return;
+  }
+#pragma unroll
+  for (int l = 0; l < 4; ++l) {
+    if (l < left) to[l] = values[l];
+  }
+}
+
+// Where a tile keeps float4 `quad` of the row `down` below another one; `down` is a multiple of 8, known when this is
+// compiled, so that one address serves all rows of a thread. 8 rows that follow each other have theirs in 8 different
+// groups of banks, and two such rows have their halves apart.
+__device__ inline int place(int row, int quad, int down = 0) {
+  return row * kQuads + (quad ^ ((row & 1) << 2 | (row >> 1 & 3))) + down * kQuads;
+}
+
+// A thread has the rows first_row() + down<R>(r), and, where it has numbers across, the columns lane() + kQuads * c.
+__device__ inline int lane() { return static_cast<int>(threadIdx.x % kQuads); }
+__device__ inline int first_row() { return static_cast<int>(threadIdx.x / kQuads); }
+template <int R>
+constexpr int down(int r) {
+  return kTile / R * r;
+}
+template <int R>
+__device__ int row_of(int r) {
+  return first_row() + down<R>(r);
+}
+__device__ inline int column_of(int c) { return lane() + kQuads * c; }
+
+template <int R>
+__device__ float& own_element(float4* tile, int r, int c) {
+  const int quad = place(first_row(), lane() / 4 + kQuads / 4 * c, down<R>(r));
+  return reinterpret_cast<float*>(tile)[4 * quad + lane() % 4];
+}
+
+// The matrix that a head has in one of the arrays.
+struct Matrix {
+  const float* data;
+  Index rows;
+  int columns;
+};
+
+// Rows [row, row + 64) and columns [64 chunk, 64 chunk + 64) of a matrix, times a factor; what is outside counts as 0.
+template <int R>
+__device__ void load_tile(const Matrix& m, Index row, int chunk, float factor, bool aligned, float4* tile) {
+  const int column = chunk * kTile + 4 * lane(), count = least(kTile, m.rows - row);
+  const float* from = m.data + (row + row_of<R>(0)) * m.columns + column;
+#pragma unroll 4
+  for (int r = 0; r < R; ++r, from += kTile / R * m.columns) {
+    const float4 value = load_quad(from, row_of<R>(r) < count ? m.columns - column : 0, aligned);
+    tile[place(first_row(), lane(), down<R>(r))] =
+        make_float4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
+  }
+}
+
+// sums[r][c] += a[row r] . b[column c] over the first `depth` columns of both.
+template <int R>
+__device__ void add_dot_products(const float4* a, const float4* b, int depth, float (&sums)[R][4]) {
+#pragma unroll 1
+  for (int quad = 0; 4 * quad < depth; ++quad) {
+    float4 bs[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) bs[c] = b[place(lane(), quad, kQuads * c)];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const float4 as = a[place(first_row(), quad, down<R>(r))];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        sums[r][c] += as.x * bs[c].x;
+        sums[r][c] += as.y * bs[c].y;
+        sums[r][c] += as.z * bs[c].z;
+        sums[r][c] += as.w * bs[c].w;
+      }
+    }
+  }
+}
+
+// sums[r][l] += sum over j < count of x[row r][j] * y[j][4 lane() + l].
+template <int R>
+__device__ void add_products(const float4* x, const float4* y, int count, float (&sums)[R][4]) {
+#pragma unroll 1
+  for (int quad = 0; 4 * quad < count; ++quad) {
+    float4 ys[4];
+#pragma unroll
+    for (int l = 0; l < 4; ++l) ys[l] = y[place(4 * quad + l, lane())];
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      const float4 xs = x[place(first_row(), quad, down<R>(r))];
+      const float factors[4] = {xs.x, xs.y, xs.z, xs.w};
+#pragma unroll
+      for (int l = 0; l < 4; ++l) {
+        sums[r][0] += factors[l] * ys[l].x;
+        sums[r][1] += factors[l] * ys[l].y;
+        sums[r][2] += factors[l] * ys[l].z;
+        sums[r][3] += factors[l] * ys[l].w;
+      }
+    }
+  }
+}
+
+__device__ inline int chunks_of(int columns) { return (columns + kTile - 1) / kTile; }
+
+// ---- forward ----
+
+// `resident`: all chunks of q stay in shared memory; otherwise they are read again for each tile of keys.
+template <int NC>
+__global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
+    attention_forward_kernel(Problem p, bool resident, const float* q, const float* k, const float* v, float* y,
+                             float* lse) {
+  constexpr int R = kForwardRows;
+  LEC7_DYNAMIC_SHARED(shared, Tile);
+  float4* const k_tile = shared[0];
+  float4* const p_tile = shared[0];  // once the scores are there, k is no longer needed
+  float4* const v_tile = shared[1];
+  const Index tiles = (p.queries + kTile - 1) / kTile, index = blockIdx.x / tiles;
+  // The last queries first: with a causal rule they see the most keys.
+  const Index i0 = (tiles - 1 - blockIdx.x % tiles) * kTile;
+  const int first_chunk = static_cast<int>(blockIdx.y) * NC;
+  const Head head(p, index);
+  const Index last = i0 + kTile < p.queries ? i0 + kTile - 1 : p.queries - 1;
+  const Index visible = head.visible(last);
+  const Matrix queries{q + index * p.queries * p.d, p.queries, p.d};
+  const Matrix keys{k + index * p.keys * p.d, head.length, p.d};
+  const Matrix values{v + index * p.keys * p.dv, head.length, p.dv};
+
+  float top[R], total[R], out[NC][R][4] = {};  // `total` is this lane's part
+#pragma unroll
+  for (int r = 0; r < R; ++r) top[r] = kMinusInfinity, total[r] = 0;
+
+  for (Index k0 = 0; k0 < visible; k0 += kTile) {
+    float scores[R][4] = {};
+    for (int chunk = 0; chunk < chunks_of(p.d); ++chunk) {
+      float4* const q_tile = shared[2 + (resident ? chunk : 0)];
+      __syncthreads();
+      if (!resident || k0 == 0) load_tile<R>(queries, i0, chunk, p.scale, p.aligned, q_tile);
+      load_tile<R>(keys, k0, chunk, 1, p.aligned, k_tile);
+      if (chunk == 0) load_tile<R>(values, k0, first_chunk, 1, p.aligned, v_tile);
+      __syncthreads();
+      add_dot_products(q_tile, k_tile, least(kTile, p.d - chunk * kTile), scores);
+    }
+    const bool all = head.sees_all(i0, k0 + kTile);
+    Seen seen = head.seen(i0 + first_row(), k0);
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < R; ++r) {
+      if (!all) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) scores[r][c] = seen.score(column_of(c), scores[r][c]);
+      }
+      seen.go_down(down<R>(1));
+      float most = fmaxf(fmaxf(scores[r][0], scores[r][1]), fmaxf(scores[r][2], scores[r][3]));
+#pragma unroll
+      for (int bits = kQuads / 2; bits > 0; bits /= 2) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, bits));
+      most = fmaxf(most, top[r]);
+      const float shift = most == kMinusInfinity ? 0 : most;  // -inf - -inf would be NaN
+      const float decay = expf(top[r] - shift);
+      float sum = 0;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const float probability = expf(scores[r][c] - shift);
+        sum += probability;
+        own_element<R>(p_tile, r, c) = probability;
+      }
+      top[r] = most;
+      total[r] = total[r] * decay + sum;
+#pragma unroll
+      for (int c = 0; c < NC; ++c) {
+#pragma unroll
+        for (int l = 0; l < 4; ++l) out[c][r][l] *= decay;
+      }
+    }
+    __syncwarp();  // a warp reads the rows of p that it wrote
+    const int count = least(kTile, head.length - k0);
+#pragma unroll
+    for (int c = 0; c < NC; ++c) {
+      if (c > 0) {
+        __syncthreads();
+        load_tile<R>(values, k0, first_chunk + c, 1, p.aligned, v_tile);
+        __syncthreads();
+      }
+      add_products(p_tile, v_tile, count, out[c]);
+    }
+  }
+
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+#pragma unroll
+    for (int bits = kQuads / 2; bits > 0; bits /= 2) total[r] += __shfl_xor_sync(kAllLanes, total[r], bits);
+    const Index i = i0 + row_of<R>(r);
+    if (i >= p.queries) continue;
+    const bool blind = total[r] == 0;
+    const float log_sum = blind ? kMinusInfinity : top[r] + logf(total[r]), norm = blind ? 0 : 1 / total[r];
+    if (lane() == 0 && blockIdx.y == 0) lse[index * p.queries + i] = log_sum;
+#pragma unroll
+    for (int c = 0; c < NC; ++c) {
+#pragma unroll
+      for (int l = 0; l < 4; ++l) out[c][r][l] *= norm;
+      const int column = (first_chunk + c) * kTile + 4 * lane();
+      store_quad(y + (index * p.queries + i) * p.dv + column, p.dv - column, p.aligned, out[c][r]);
+    }
+  }
+}
+
+// p = exp(s - lse), where it is wanted: one tile of scores a block.
+__global__ void __launch_bounds__(kThreadsOf<kForwardRows>)
+    attention_weights_kernel(Problem p, const float* q, const float* k, const float* lse, float* weights) {
+  constexpr int R = kForwardRows;
+  LEC7_SHARED(q_tile, Tile);
+  LEC7_SHARED(k_tile, Tile);
+  const Index across = (p.keys + kTile - 1) / kTile, down = (p.queries + kTile - 1) / kTile;
+  const Index index = blockIdx.x / (across * down), tile = blockIdx.x % (across * down);
+  const Index i0 = tile / across * kTile, k0 = tile % across * kTile;
+  const Head head(p, index);
+  float scores[R][4] = {};
+  for (int chunk = 0; chunk < chunks_of(p.d); ++chunk) {
+    __syncthreads();
+    load_tile<R>({q + index * p.queries * p.d, p.queries, p.d}, i0, chunk, p.scale, p.aligned, q_tile);
+    load_tile<R>({k + index * p.keys * p.d, head.length, p.d}, k0, chunk, 1, p.aligned, k_tile);
+    __syncthreads();
+    add_dot_products(q_tile, k_tile, least(kTile, p.d - chunk * kTile), scores);
+  }
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    const Index i = i0 + row_of<R>(r);
+    if (i >= p.queries) continue;
+    const Seen seen = head.seen(i, k0);
+    const float log_sum = lse[index * p.queries + i];
+    float* const row = weights + (index * p.queries + i) * p.keys + k0;
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      const int key = column_of(c);
+      const float score = seen.score(key, scores[r][c]);
+      if (k0 + key < p.keys) row[key] = log_sum == kMinusInfinity ? 0 : expf(score - log_sum);
+    }
+  }
+}
+
+// ---- forward, few queries ----
+
+// The sum, or the maximum, over a block's warps; the same for all threads. `shared` may be written again after the next
+// __syncthreads().
+template <class Combine>
+__device__ float combine_block(float value, float* shared, Combine combine) {
+#pragma unroll
+  for (int bits = 16; bits > 0; bits /= 2) value = combine(value, __shfl_xor_sync(kAllLanes, value, bits));
+  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = shared[0];
+  for (int w = 1; w < kFewThreads / 32; ++w) value = combine(value, shared[w]);
+  return value;
+}
+
+// One query against one chunk of keys. `parts`: for each the maximum, the sum, and sum p v, where there are several
+// chunks; otherwise y and lse are final.
+__global__ void __launch_bounds__(kFewThreads)
+    attention_few_forward_kernel(Problem p, Index chunks, const float* q, const float* k, const float* v, float* y,
+                                 float* lse, float* parts) {
+  constexpr int kGroups = kFewThreads / kQuads;  // of lanes that take a key together
+  LEC7_SHARED(scores, float[kChunk]);
+  LEC7_SHARED(sums, float4[kGroups * kQuads]);
+  LEC7_SHARED(tops, float[kFewThreads / 32]);
+  LEC7_SHARED(totals, float[kFewThreads / 32]);
+  const Index row = blockIdx.x / chunks, chunk = blockIdx.x % chunks, index = row / p.queries, i = row % p.queries;
+  const Head head(p, index);
+  const Index k0 = chunk * kChunk, visible = head.visible(i);
+  const int count = visible <= k0 ? 0 : least(kChunk, visible - k0), group = static_cast<int>(threadIdx.x) / kQuads;
+  const Seen seen = head.seen(i, k0);
+  const float* const keys = k + (index * p.keys + k0) * p.d;
+  const float* const values = v + (index * p.keys + k0) * p.dv;
+
+#pragma unroll 4
+  for (int j = group; j < kChunk; j += kGroups) {
+    float sum = 0;
+    for (int column = 4 * lane(); column < p.d; column += kTile) {
+      const float4 a = load_quad(q + row * p.d + column, p.d - column, p.aligned);
+      const float4 b = load_quad(keys + static_cast<Index>(j) * p.d + column, j < count ? p.d - column : 0, p.aligned);
+      sum += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+    }
+#pragma unroll
+    for (int bits = kQuads / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bits);
+    if (lane() == 0) scores[j] = seen.score(j, p.scale * sum);
+  }
+  __syncthreads();
+
+  float top = kMinusInfinity;
+  for (int j = static_cast<int>(threadIdx.x); j < kChunk; j += kFewThreads) top = fmaxf(top, scores[j]);
+  top = combine_block(top, tops, [](float a, float b) { return fmaxf(a, b); });
+  const float shift = top == kMinusInfinity ? 0 : top;
+  float total = 0;
+  for (int j = static_cast<int>(threadIdx.x); j < kChunk; j += kFewThreads) {
+    scores[j] = expf(scores[j] - shift);
+    total += scores[j];
+  }
+  total = combine_block(total, totals, [](float a, float b) { return a + b; });
+
+  const bool whole = chunks == 1, blind = total == 0;
+  const float norm = !whole ? 1 : blind ? 0 : 1 / total;
+  float* const part = whole ? nullptr : parts + blockIdx.x * static_cast<Index>(p.dv + 2);
+  for (int column0 = 0; column0 < p.dv; column0 += kTile) {
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+    for (int j = group; j < count; j += kGroups) {
+      const int column = column0 + 4 * lane();
+      const float4 value = load_quad(values + static_cast<Index>(j) * p.dv + column, p.dv - column, p.aligned);
+      sum.x += scores[j] * value.x;
+      sum.y += scores[j] * value.y;
+      sum.z += scores[j] * value.z;
+      sum.w += scores[j] * value.w;
+    }
+    __syncthreads();
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    const int column = column0 + static_cast<int>(threadIdx.x);
+    if (threadIdx.x < kTile && column < p.dv) {
+      float all = 0;
+      for (int g = 0; g < kGroups; ++g) all += reinterpret_cast<const float*>(sums + g * kQuads)[threadIdx.x];
+      (whole ? y + row * p.dv : part + 2)[column] = all * norm;
+    }
+  }
+  if (!whole) {
+    if (threadIdx.x == 0) part[0] = top, part[1] = total;
+    return;
+  }
+  if (threadIdx.x == 0) lse[row] = blind ? kMinusInfinity : top + logf(total);
+}
+
+// Combines the chunks of one query.
+__global__ void __launch_bounds__(kFewThreads)
+    attention_combine_kernel(int dv, Index chunks, const float* parts, float* y, float* lse) {
+  const Index row = blockIdx.x, size = dv + 2;
+  parts += row * chunks * size;
+  float top = kMinusInfinity, total = 0;
+  for (Index c = 0; c < chunks; ++c) top = fmaxf(top, parts[c * size]);
+  const float shift = top == kMinusInfinity ? 0 : top;
+  for (Index c = 0; c < chunks; ++c) total += parts[c * size + 1] * expf(parts[c * size] - shift);
+  const bool blind = total == 0;
+  const float norm = blind ? 0 : 1 / total;
+  for (int column = static_cast<int>(threadIdx.x); column < dv; column += kFewThreads) {
+    float sum = 0;
+    for (Index c = 0; c < chunks; ++c) sum += parts[c * size + 2 + column] * expf(parts[c * size] - shift);
+    y[row * dv + column] = sum * norm;
+  }
+  if (threadIdx.x == 0) lse[row] = blind ? kMinusInfinity : top + logf(total);
+}
+
+// ---- backward ----
+
+// delta = dy . y of each query, added in the order of add_dot_products: where a query sees one key alone, y is its v,
+// and dp - delta is 0 to the last bit.
+__global__ void attention_delta_kernel(Index rows, int dv, bool aligned, const float* dy, const float* y,
+                                       float* delta) {
+  LEC7_STRIDED(row, rows) {
+    float sum = 0;
+    for (int column = 0; column < dv; column += 4) {
+      const float4 a = load_quad(dy + row * dv + column, dv - column, aligned);
+      const float4 b = load_quad(y + row * dv + column, dv - column, aligned);
+      sum += a.x * b.x;
+      sum += a.y * b.y;
+      sum += a.z * b.z;
+      sum += a.w * b.w;
+    }
+    delta[row] = sum;
+  }
+}
+
+enum class Side { queries, keys };
+
+// A block owns a tile of one side and meets the tiles of the other. Scores stand with the own rows down, the other ones
+// across. `a` is what scores are made of (q, k: d wide), `b` what dp is made of (dy, v: dv wide):
+//   queries  da = dq = scale sum_j ds k
+//   keys     da = dk = sum_i ds^T (scale q),  db = dv = sum_i p^T dy
+// da or db may be null. `resident`: all chunks of both sides' tiles are in shared memory at once; otherwise one of
+// each.
+template <Side own, int NC>
+__global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
+    attention_backward_kernel(Problem p, bool resident, const float* dy, const float* q, const float* k, const float* v,
+                              const float* lse, const float* delta, float* da, float* db) {
+  constexpr int R = kBackwardRows;
+  constexpr bool own_keys = own == Side::keys;
+  LEC7_DYNAMIC_SHARED(shared, Tile);
+  float4* const x_tile = shared[0];  // p or ds
+  const int a_chunks = chunks_of(p.d), chunks = a_chunks + chunks_of(p.dv);
+  const int first_chunk = static_cast<int>(blockIdx.y) * NC;
+
+  const Index own_count = own_keys ? p.keys : p.queries, tiles = (own_count + kTile - 1) / kTile;
+  // The rows with the most work first, where there is a causal rule: the first keys, the last queries.
+  const Index index = blockIdx.x / tiles, nth = blockIdx.x % tiles, own0 = (own_keys ? nth : tiles - 1 - nth) * kTile;
+  const Head head(p, index);
+  q += index * p.queries * p.d;
+  k += index * p.keys * p.d;
+  dy += index * p.queries * p.dv;
+  v += index * p.keys * p.dv;
+  lse += index * p.queries;
+  delta += index * p.queries;
+
+  // Chunk c of q and dy, or of k and v.
+  const auto load = [&](Side side, int c, Index row, float4* tile) {
+    const bool of_a = c < a_chunks;
+    const float* const data = side == Side::keys ? (of_a ? k : v) : (of_a ? q : dy);
+    load_tile<R>({data, side == Side::keys ? head.length : p.queries, of_a ? p.d : p.dv}, row, of_a ? c : c - a_chunks,
+                 side == Side::queries && of_a ? p.scale : 1, p.aligned, tile);
+  };
+  constexpr Side other = own_keys ? Side::queries : Side::keys;
+  const auto own_tile = [&](int c) -> float4* { return shared[1 + (resident ? c : 0)]; };
+  const auto other_tile = [&](int c) -> float4* { return shared[resident ? 1 + chunks + c : 2]; };
+
+  Index begin = 0, end = 0;  // of the other side
+  if (!own_keys) {
+    end = head.visible((own0 + kTile < p.queries ? own0 + kTile : p.queries) - 1);
+  } else if (own0 < head.length) {
+    const Index first = own0 - (p.keys - p.queries);  // the first query that sees key own0
+    begin = p.causal && first > 0 ? first : 0;
+    end = p.queries;
+  }
+
+  // Of each query: lse, with infinity where it sees nothing or is none, and dy . y.
+  const auto shift_of = [&](Index i) {
+    const float value = i < p.queries ? lse[i] : kMinusInfinity;
+    return value == kMinusInfinity ? -kMinusInfinity : value;
+  };
+  const auto delta_of = [&](Index i) { return i < p.queries ? delta[i] : 0; };
+
+  float da_sums[NC][R][4] = {}, db_sums[NC][R][4] = {};
+  if (resident) {
+    for (int c = 0; c < chunks; ++c) load(own, c, own0, own_tile(c));
+  }
+  for (Index other0 = begin; other0 < end; other0 += kTile) {
+    float probabilities[R][4] = {}, ds[R][4] = {};
+    if (resident) {
+      __syncthreads();
+      for (int c = 0; c < chunks; ++c) load(other, c, other0, other_tile(c));
+      __syncthreads();
+    }
+    for (int c = 0; c < chunks; ++c) {
+      if (!resident) {
+        __syncthreads();
+        load(own, c, own0, own_tile(c));
+        load(other, c, other0, other_tile(c));
+        __syncthreads();
+      }
+      if (c < a_chunks) add_dot_products(own_tile(c), other_tile(c), least(kTile, p.d - c * kTile), probabilities);
+      else add_dot_products(own_tile(c), other_tile(c), least(kTile, p.dv - (c - a_chunks) * kTile), ds);
+    }
+    const bool all = own_keys ? head.sees_all(other0, own0 + kTile) : head.sees_all(own0, other0 + kTile);
+    Seen seen = own_keys ? head.seen(other0 + lane(), own0) : head.seen(own0 + first_row(), other0);
+    static_assert(R == 4, "as many rows as columns: a query may be either");
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {  // a query
+      const Index i = own_keys ? other0 + column_of(a) : own0 + row_of<R>(a);
+      const float shift = shift_of(i), minus = delta_of(i);
+#pragma unroll
+      for (int b = 0; b < 4; ++b) {  // and a key
+        float& s = probabilities[own_keys ? b : a][own_keys ? a : b];
+        float& dp = ds[own_keys ? b : a][own_keys ? a : b];
+        s = expf((all ? s : seen.score(own_keys ? row_of<R>(b) : column_of(b), s)) - shift);
+        dp = s * (dp - minus);
+      }
+      seen.go_down(own_keys ? kQuads : down<R>(1));
+    }
+
+    // sums += x times the columns of the other side that this block accumulates.
+    const int count = least(kTile, end - other0);
+    const auto accumulate = [&](const float (&x)[R][4], int chunk0, int chunk_end, float (&sums)[NC][R][4]) {
+      __syncwarp();  // a warp writes the rows of x that it reads
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) own_element<R>(x_tile, r, c) = x[r][c];
+      }
+      __syncwarp();
+#pragma unroll
+      for (int c = 0; c < NC; ++c) {
+        if (chunk0 + c >= chunk_end) continue;
+        if (!resident) {
+          __syncthreads();
+          load(other, chunk0 + c, other0, other_tile(chunk0 + c));
+          __syncthreads();
+        }
+        add_products(x_tile, other_tile(chunk0 + c), count, sums[c]);
+      }
+    };
+    if (own_keys && db != nullptr) accumulate(probabilities, a_chunks + first_chunk, chunks, db_sums);
+    if (da != nullptr) accumulate(ds, first_chunk, a_chunks, da_sums);
+  }
+
+#pragma unroll
+  for (int r = 0; r < R; ++r) {
+    const Index row = own0 + row_of<R>(r);
+    if (row >= own_count) continue;
+#pragma unroll
+    for (int c = 0; c < NC; ++c) {
+      const int column = (first_chunk + c) * kTile + 4 * lane();
+      if (!own_keys) {
+#pragma unroll
+        for (int l = 0; l < 4; ++l) da_sums[c][r][l] *= p.scale;
+      }
+      const Index at = index * own_count + row;
+      if (da != nullptr) store_quad(da + at * p.d + column, p.d - column, p.aligned, da_sums[c][r]);
+      if (own_keys && db != nullptr) store_quad(db + at * p.dv + column, p.dv - column, p.aligned, db_sums[c][r]);
+    }
+  }
+}
+
+// ---- host ----
+
+Problem problem_of(const AttentionShape& s, const AttentionParams<float>& params, Buffer<Index>& lengths,
+                   std::initializer_list<const float*> arrays) {
+  copy_to_device(lengths.data(), params.key_lengths.data(), params.key_lengths.size() * sizeof(Index));
+  bool aligned = s.d % 4 == 0 && s.dv % 4 == 0;
+  for (const float* array : arrays) aligned = aligned && reinterpret_cast<std::uintptr_t>(array) % sizeof(float4) == 0;
+  Problem p{s.heads,      s.queries,     s.keys,  static_cast<int>(s.d), static_cast<int>(s.dv),
+            params.scale, params.causal, aligned, params.mask.keep,      params.mask.add,
+            {},           lengths.data()};
+  std::copy_n(params.mask.stride, 4, p.stride);
+  return p;
+}
+
+unsigned blocks_of(Index count) { return static_cast<unsigned>(std::min<Index>(count, 0xffffffff)); }
+Index chunks_of(Index columns) { return ceil_div(columns, kTile); }
+
+// The tiles of shared memory that all chunks need, or `least` where they do not fit.
+struct Shared {
+  bool resident;
+  std::size_t bytes;
+  Shared(Index tiles, Index least)
+      : resident(static_cast<std::size_t>(tiles) * sizeof(Tile) <= properties().shared_per_block),
+        bytes(static_cast<std::size_t>(resident ? tiles : least) * sizeof(Tile)) {}
+};
+
+template <Side own, int NC>
+void launch_backward(const char* name, const AttentionShape& s, const Problem& p, Index width, const float* dy,
+                     const float* q, const float* k, const float* v, const float* lse, const float* delta, float* da,
+                     float* db) {
+  const Index tiles = ceil_div(own == Side::keys ? s.keys : s.queries, kTile);
+  const Index chunks = chunks_of(s.d) + chunks_of(s.dv);
+  const Shared shared(1 + 2 * chunks, 3);
+  const dim3 grid(blocks_of(s.n * s.heads * tiles), blocks_of(ceil_div(chunks_of(width), NC)));
+  launch(name, attention_backward_kernel<own, NC>, {grid, kThreadsOf<kBackwardRows>, shared.bytes}, p, shared.resident,
+         dy, q, k, v, lse, delta, da, db);
+}
+
+}  // namespace
+
+template <>
+void attention_forward(const AttentionShape& s, const AttentionParams<float>& params, const float* q, const float* k,
+                       const float* v, float* y, float* lse, float* weights) {
+  Buffer<Index> lengths(static_cast<Index>(params.key_lengths.size()));
+  const Problem p = problem_of(s, params, lengths, {q, k, v, y});
+  if (s.queries <= kFewQueries) {
+    const Index chunks = std::max<Index>(1, ceil_div(s.keys, kChunk));
+    Buffer<float> parts(chunks == 1 ? 0 : s.rows() * chunks * (s.dv + 2));
+    launch("attention_few_forward_kernel", attention_few_forward_kernel, {blocks_of(s.rows() * chunks), kFewThreads}, p,
+           chunks, q, k, v, y, lse, parts.data());
+    if (chunks > 1) {
+      launch("attention_combine_kernel", attention_combine_kernel, {blocks_of(s.rows()), kFewThreads}, p.dv, chunks,
+             parts.data(), y, lse);
+    }
+  } else {
+    const Index value_chunks = chunks_of(s.dv), blocks = s.n * s.heads * ceil_div(s.queries, kTile);
+    const Shared shared(2 + chunks_of(s.d), 3);
+    const auto run = [&]<int NC> {
+      launch("attention_forward_kernel", attention_forward_kernel<NC>,
+             {{blocks_of(blocks), blocks_of(ceil_div(value_chunks, NC))}, kThreadsOf<kForwardRows>, shared.bytes}, p,
+             shared.resident, q, k, v, y, lse);
+    };
+    if (value_chunks == 1) run.operator()<1>();
+    else run.operator()<kMostColumns>();
+  }
+  if (weights == nullptr) return;
+  const Index blocks = s.n * s.heads * ceil_div(s.queries, kTile) * ceil_div(s.keys, kTile);
+  launch("attention_weights_kernel", attention_weights_kernel, {blocks_of(blocks), kThreadsOf<kForwardRows>}, p, q, k,
+         lse, weights);
+}
+
+template <>
+void attention_backward(const AttentionShape& s, const AttentionParams<float>& params, const float* dy, const float* q,
+                        const float* k, const float* v, const float* y, const float* lse, float* dq, float* dk,
+                        float* dv) {
+  Buffer<Index> lengths(static_cast<Index>(params.key_lengths.size()));
+  const Problem p = problem_of(s, params, lengths, {dy, q, k, v, y, dq, dk, dv});
+  Buffer<float> delta(s.rows());
+  launch("attention_delta_kernel", attention_delta_kernel, strided_grid(s.rows()), s.rows(), p.dv, p.aligned, dy, y,
+         delta.data());
+  if (dq != nullptr) {
+    const auto run = [&]<int NC> {
+      launch_backward<Side::queries, NC>("attention_backward_kernel<queries>", s, p, s.d, dy, q, k, v, lse,
+                                         delta.data(), dq, nullptr);
+    };
+    if (s.d <= kTile) run.operator()<1>();
+    else run.operator()<kMostColumns>();
+  }
+  if (dk != nullptr || dv != nullptr) {
+    const Index width = std::max(s.d, s.dv);
+    const auto run = [&]<int NC> {
+      launch_backward<Side::keys, NC>("attention_backward_kernel<keys>", s, p, width, dy, q, k, v, lse, delta.data(),
+                                      dk, dv);
+    };
+    if (width <= kTile) run.operator()<1>();
+    else run.operator()<kMostColumns>();
+  }
+}
+
+}  // namespace lec7::cuda

@@ -1,0 +1,150 @@
+"""What each kernel of a compiled ``_cuda`` takes of a GPU, against the table in docs/cuda_resources.md.
+
+    python cuda/resources.py path/to/_cuda.so            compare: fails where a kernel takes more than the table says
+    python cuda/resources.py path/to/_cuda.so --write    write the table
+
+Needs cuobjdump (on PATH or beside the nvcc that CUDACXX names), c++ and c++filt. A kernel's stack must be empty: what
+lies there was spilled, or is an array that the compiler could not keep in registers. Tensor-core kernels must hold HMMA
+instructions, and asynchronous copies LDGSTS, on every chip since sm_80.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TABLE = HERE.parent / "docs" / "cuda_resources.md"
+CHIPS = ("T4", "A100", "RTX 4090", "H100")  # of occupancy.cpp
+#: kernels whose name begins so, and what their machine code holds on every chip from sm_80 on
+INSTRUCTIONS = {"mma": "HMMA", "async": "LDGSTS"}
+
+
+@dataclass
+class Kernel:
+    threads: int = 0
+    registers: int = 0  # the most of all chips
+    shared: int = 0
+    stack: dict[str, int] = field(default_factory=dict)  # chip -> bytes
+
+
+def tool(name: str) -> str:
+    beside = Path(os.environ.get("CUDACXX", "nvcc")).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        sys.exit(f"{name} is neither on PATH nor beside CUDACXX")
+    return found
+
+
+def output(*command: str, text: str | None = None) -> str:
+    return subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def short_names(mangled: list[str]) -> dict[str, str]:
+    """Mangled -> "attention_forward_kernel<2>": without namespaces and parameters."""
+    names = {}
+    for raw, full in zip(mangled, output("c++filt", text="\n".join(mangled)).splitlines(), strict=True):
+        plain = re.sub(r"\(anonymous namespace\)::|lec7::cuda::|lec7::|\((?:int|bool|unsigned int)\)", "", full)
+        plain = plain.removeprefix("void ")
+        names[raw] = re.match(r"[^<(]+(?:<.*>)?(?=\()", plain)[0] if "(" in plain else plain
+    return names
+
+
+def kernels(module: str) -> dict[str, Kernel]:
+    cuobjdump = tool("cuobjdump")
+    usage, ptx = output(cuobjdump, "-res-usage", module), output(cuobjdump, "-ptx", module)
+    found = re.findall(r"arch = (\w+)|Function (\w+):\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage)
+    names = short_names(sorted({name for _, name, *_ in found if name}))
+    result: dict[str, Kernel] = defaultdict(Kernel)
+    chip = ""
+    for arch, name, registers, stack, shared in found:
+        chip = arch or chip
+        if not name:
+            continue
+        kernel = result[names[name]]
+        kernel.registers = max(kernel.registers, int(registers))
+        kernel.shared = max(kernel.shared, int(shared))
+        if int(stack):
+            kernel.stack[chip] = int(stack)
+    for name, bounds in re.findall(r"\.entry (\w+)\(.*?\)\n((?:\.\w+[^\n]*\n)*)\{", ptx, re.DOTALL):
+        threads = re.search(r"\.maxntid (\d+)(?:, (\d+))?(?:, (\d+))?", bounds)
+        if threads and names.get(name):
+            sizes = [int(n) for n in threads.groups() if n]
+            result[names[name]].threads = sizes[0] * (sizes[1] if len(sizes) > 1 else 1)
+    return result
+
+
+def occupancy(found: dict[str, Kernel]) -> dict[str, list[str]]:
+    include = Path(tool("nvcc")).resolve().parent.parent / "include"
+    with tempfile.TemporaryDirectory() as work:
+        program = f"{work}/occupancy"
+        output("c++", "-std=c++20", f"-I{include}", str(HERE / "occupancy.cpp"), "-o", program)
+        lines = [f"{k.threads} {k.registers} {k.shared}" for k in found.values()]
+        shares = output(program, text="\n".join(lines)).splitlines()
+    return {name: share.split() for name, share in zip(found, shares, strict=True)}
+
+
+def written() -> dict[str, tuple[int, int]]:
+    """kernel -> (registers, shared bytes) of the table."""
+    rows = re.findall(r"^\| `(.+?)` \| \d+ \| (\d+) \| (\d+) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
+    return {name: (int(registers), int(shared)) for name, registers, shared in rows}
+
+
+def write(found: dict[str, Kernel]) -> None:
+    text = TABLE.read_text(encoding="utf-8")
+    head = text[: text.index("| kernel |")]
+    lines = [
+        "| kernel | threads | registers | static shared | " + " | ".join(CHIPS) + " |",
+        "| --- |" + " ---: |" * (3 + len(CHIPS)),
+    ]
+    for name, shares in sorted(occupancy(found).items()):
+        k = found[name]
+        lines.append(
+            f"| `{name}` | {k.threads} | {k.registers} | {k.shared} | " + " | ".join(f"{s} %" for s in shares) + " |"
+        )
+    TABLE.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def complaints(found: dict[str, Kernel], module: str) -> list[str]:
+    result = []
+    table = written()
+    for name, kernel in sorted(found.items()):
+        for chip, stack in kernel.stack.items():
+            result.append(f"{name} has {stack} bytes of stack on {chip}")
+        if name not in table:
+            result.append(f"{name} is not in the table")
+            continue
+        for what, has, may in zip(
+            ("registers", "bytes of shared memory"), (kernel.registers, kernel.shared), table[name], strict=True
+        ):
+            if has > may:
+                result.append(f"{name} takes {has} {what}, the table allows {may}")
+    result += [f"{name} is in the table and not in the module" for name in sorted(table.keys() - found.keys())]
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("module")
+    parser.add_argument("--write", action="store_true")
+    given = parser.parse_args()
+    found = kernels(given.module)
+    if unbounded := [name for name, kernel in found.items() if kernel.threads == 0]:
+        sys.exit("kernels without __launch_bounds__: " + ", ".join(sorted(unbounded)))
+    if given.write:
+        write(found)
+    problems = complaints(found, given.module)
+    print("\n".join(problems) or f"{len(found)} kernels, each within its row of {TABLE.name}")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
