@@ -78,7 +78,8 @@ __device__ void for_windows(const Response& s, Term&& term, Keep&& keep, Use&& u
 }
 
 template <bool staged>
-__global__ void local_response_norm_forward_kernel(Response s, const float* x, float* y, float* saved) {
+__global__ void __launch_bounds__(kThreads)
+    local_response_norm_forward_kernel(Response s, const float* x, float* y, float* saved) {
   float own[kResponseTile / kThreads];
   for_windows<staged>(
       s, [&](Index i) { return x[i] * x[i]; },
@@ -94,8 +95,8 @@ __global__ void local_response_norm_forward_kernel(Response s, const float* x, f
 }
 
 template <bool staged>
-__global__ void local_response_norm_backward_kernel(Response s, const float* dy, const float* x, const float* saved,
-                                                    float* dx) {
+__global__ void __launch_bounds__(kThreads)
+    local_response_norm_backward_kernel(Response s, const float* dy, const float* x, const float* saved, float* dx) {
   float own[kResponseTile / kThreads], scaled[kResponseTile / kThreads];
   for_windows<staged>(
       s,
@@ -208,7 +209,7 @@ __device__ T column_sum(const Cut& cut, T value) {
 
 // The sums over each chunk of term(row, column, element): partial (chunks, columns).
 template <class Term>
-__global__ void column_sums_kernel(Cut cut, Term term, Pair<float>* partial) {
+__global__ void __launch_bounds__(kThreads) column_sums_kernel(Cut cut, Term term, Pair<float>* partial) {
   const Part part(cut);
   Pair<float> sum{};
   if (part.inside) {
@@ -234,7 +235,7 @@ __device__ Pair<double> sum_chunks(const Cut& cut, const Part& part, const Pair<
 // ---- batch ----
 
 // moments (chunks, channels): each chunk's mean, and the sum of the squares of the distances from it.
-__global__ void batch_statistics_kernel(Cut cut, const float* x, Pair<double>* moments) {
+__global__ void __launch_bounds__(kThreads) batch_statistics_kernel(Cut cut, const float* x, Pair<double>* moments) {
   const Part part(cut);
   double count = 0, mean = 0, squares = 0;
   for (Index tile = part.begin; tile < part.end; tile += cut.tile()) {
@@ -271,7 +272,8 @@ struct BatchNorm {
   double momentum, eps;
 };
 
-__global__ void batch_norm_channels_kernel(Cut cut, bool training, const Pair<double>* moments, BatchNorm o) {
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_channels_kernel(Cut cut, bool training, const Pair<double>* moments, BatchNorm o) {
   const Part part(cut);
   const Index c = part.column;
   const double n = static_cast<double>(cut.rows);
@@ -308,8 +310,9 @@ __global__ void batch_norm_channels_kernel(Cut cut, bool training, const Pair<do
 
 // Columns are vectors.
 template <int width>
-__global__ void batch_norm_forward_kernel(Cut cut, const float* x, const float* mean, const float* scale,
-                                          const float* offset, float* y) {
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_forward_kernel(Cut cut, const float* x, const float* mean, const float* scale, const float* offset,
+                              float* y) {
   const Part part(cut);
   if (!part.inside) return;
   const Index c = part.column * width;
@@ -335,7 +338,8 @@ struct BatchGradients {
   float *dgamma, *dbeta, *scale, *slope, *offset;
 };
 
-__global__ void batch_norm_gradients_kernel(Cut cut, const Pair<float>* partial, BatchGradients o) {
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_gradients_kernel(Cut cut, const Pair<float>* partial, BatchGradients o) {
   const Part part(cut);
   Pair<double> sum{};
   if (partial != nullptr) sum = sum_chunks(cut, part, partial);
@@ -353,8 +357,9 @@ __global__ void batch_norm_gradients_kernel(Cut cut, const Pair<float>* partial,
 }
 
 template <int width, bool training>
-__global__ void batch_norm_backward_kernel(Cut cut, const float* dy, const float* x, const float* mean,
-                                           const float* scale, const float* slope, const float* offset, float* dx) {
+__global__ void __launch_bounds__(kThreads)
+    batch_norm_backward_kernel(Cut cut, const float* dy, const float* x, const float* mean, const float* scale,
+                               const float* slope, const float* offset, float* dx) {
   const Part part(cut);
   if (!part.inside) return;
   const Index c = part.column * width;
@@ -436,8 +441,9 @@ void batch_norm_backward(const NormShape& s, bool training, const float* dy, con
 namespace {
 
 template <class Team>
-__global__ void layer_norm_forward_kernel(NormShape s, float eps, const float* x, const float* gamma, const float* beta,
-                                          float* y, float* saved) {
+__global__ void __launch_bounds__(Team::block)
+    layer_norm_forward_kernel(NormShape s, float eps, const float* x, const float* gamma, const float* beta, float* y,
+                              float* saved) {
   const Row<Team> row(x, s.rows, s.channels);
   const float n = static_cast<float>(s.channels);
   float sum = 0;
@@ -462,8 +468,9 @@ __global__ void layer_norm_forward_kernel(NormShape s, float eps, const float* x
 }
 
 template <class Team>
-__global__ void layer_norm_backward_kernel(NormShape s, const float* dy, const float* x, const float* gamma,
-                                           const float* saved, float* dx) {
+__global__ void __launch_bounds__(Team::block)
+    layer_norm_backward_kernel(NormShape s, const float* dy, const float* x, const float* gamma, const float* saved,
+                               float* dx) {
   const Row<Team> row(x, s.rows, s.channels), gradient(dy, s.rows, s.channels);
   const Index r = Team::row();
   const float mean = r < s.rows ? saved[r] : 0.0f, inverse = r < s.rows ? saved[s.rows + r] : 0.0f;
@@ -489,7 +496,8 @@ struct LayerTerms {
   }
 };
 
-__global__ void layer_norm_gradients_kernel(Cut cut, const Pair<float>* partial, float* dgamma, float* dbeta) {
+__global__ void __launch_bounds__(kThreads)
+    layer_norm_gradients_kernel(Cut cut, const Pair<float>* partial, float* dgamma, float* dbeta) {
   const Part part(cut);
   const Pair<double> sum = sum_chunks(cut, part, partial);
   if (!part.inside || part.row != 0) return;

@@ -12,6 +12,10 @@
 // of windows span; a band skips chunks that stay clear of it.
 #include "lec7/pool.h"
 
+#include <algorithm>
+#include <limits>
+
+#include "divisor.h"
 #include "elementwise.h"
 #include "reduce.h"
 #include "values.h"
@@ -19,38 +23,92 @@
 namespace lec7::cuda {
 namespace {
 
-struct Geometry {
-  Window d, h, w;
-  Index batch, channels;
+// Window (window.h) in 32-bit numbers, without divisions.
+struct Axis {
+  int in, out, kernel, stride, dilation, before, after;
+  Divisor by_stride, by_dilation;
 
-  explicit Geometry(const PoolShape& s)
-      : d(s.windows[0]), h(s.windows[1]), w(s.windows[2]), batch(s.x.batch), channels(s.x.channels) {}
-  __host__ __device__ Index cells_in() const { return d.in * h.in * w.in; }
-  __host__ __device__ Index cells_out() const { return d.out * h.out * w.out; }
+  struct Range {
+    int begin, end;
+  };
+  __device__ int origin(int o) const { return o * stride - before; }
+  __device__ Range taps(int o) const {
+    const int first = origin(o);
+    const int begin = first < 0 ? by_dilation(dilation - 1 - first).quotient : 0;
+    const int end = first < in ? std::min(kernel, by_dilation(in - 1 - first).quotient + 1) : 0;
+    return {begin, std::max(begin, end)};
+  }
+  // The taps that meet a cell of x or of its padding.
+  __device__ int padded_taps(int o) const {
+    const int left = before + in + after - 1 - o * stride;
+    return left < 0 ? 0 : std::min(kernel, by_dilation(left).quotient + 1);
+  }
+  __device__ Range outputs(int i) const {
+    const int beyond = i + before - (kernel - 1) * dilation;  // the first origin that still reaches i
+    const int begin = beyond > 0 ? by_stride(beyond + stride - 1).quotient : 0;
+    return {begin, std::min(out, by_stride(i + before).quotient + 1)};
+  }
+  __device__ bool sees(int o, int i) const { return dilation == 1 || by_dilation(i - origin(o)).remainder == 0; }
 };
 
-// The image, the cell and the first channel of vector i of an array (batch, depth, height, width, channels).
+// The cell and the first channel of a vector of an image, and where its image begins among `cells` of each.
 struct Place {
-  Index image, d, h, w, channel;
+  Index image;
+  int d, h, w, channel;
+};
 
-  __device__ Place(Index i, Index height, Index depth, Index width, Index vectors, Index length) {
-    const auto take = [&](Index size) {
-      const Index quotient = i / size, rest = i - quotient * size;
-      i = quotient;
-      return rest;
-    };
-    channel = take(vectors) * length;
-    w = take(width);
-    h = take(height);
-    d = take(depth);
-    image = i;
+// The images, in vectors of `width` channels.
+struct Geometry {
+  Axis d, h, w;
+  Index batch;
+  int channels, width;
+  Divisor by_vectors, by_in[2], by_out[2];
+
+  Geometry(const PoolShape& s, bool fours)
+      : d(axis(s.windows[0])), h(axis(s.windows[1])), w(axis(s.windows[2])), batch(s.x.batch) {
+    width = fours && s.x.channels % 4 == 0 ? 4 : 1;
+    channels = narrow(s.x.channels);
+    narrow(checked_multiply(kOp, std::max(s.cells_in(), s.cells_out()), std::max<Index>(1, s.x.channels)));
+    by_vectors = Divisor(std::max(1, channels / width));
+    by_in[0] = Divisor(h.in);
+    by_in[1] = Divisor(w.in);
+    by_out[0] = Divisor(h.out);
+    by_out[1] = Divisor(w.out);
+  }
+  __host__ __device__ int cells_in() const { return d.in * h.in * w.in; }
+  __host__ __device__ int cells_out() const { return d.out * h.out * w.out; }
+
+  // Vector i of x or dx, and of y or dy.
+  __device__ Place input(Index i) const { return place(i, cells_in(), by_in); }
+  __device__ Place output(Index i) const { return place(i, cells_out(), by_out); }
+
+ private:
+  static constexpr std::string_view kOp = "pooling on a GPU";
+  static int narrow(Index n) {
+    if (n > std::numeric_limits<int>::max()) fail(kOp, "an image is too large to count its numbers in int32");
+    return static_cast<int>(n);
+  }
+  static Axis axis(const Window& w) {
+    const Index padded = w.in + w.pad_before + w.pad_after;
+    narrow(4 * padded);  // no sum that a kernel makes is larger
+    const int stride = narrow(std::min(w.stride, padded)), dilation = narrow(w.dilation);
+    return {narrow(w.in),         narrow(w.out),       narrow(w.kernel), stride,           dilation,
+            narrow(w.pad_before), narrow(w.pad_after), Divisor(stride),  Divisor(dilation)};
+  }
+  __device__ Place place(Index i, int cells, const Divisor (&by_size)[2]) const {
+    const int size = cells * (channels / width);
+    const Index image = i / size;
+    const auto [cell, vector] = by_vectors(static_cast<int>(i - image * size));
+    const auto [lines, x] = by_size[1](cell);
+    const auto [z, y] = by_size[0](lines);
+    return {image, z, y, x, vector * width};
   }
 };
 
 // The cells of x under one window.
 struct Cells {
-  Range d, h, w;  // taps
-  Index d0, h0, w0;
+  Axis::Range d, h, w;  // taps
+  int d0, h0, w0;
 
   __device__ Cells(const Geometry& g, const Place& out)
       : d(g.d.taps(out.d)),
@@ -61,62 +119,59 @@ struct Cells {
         w0(g.w.origin(out.w)) {}
 
   __device__ bool empty() const { return d.begin == d.end || h.begin == h.end || w.begin == w.end; }
-  __device__ Index first(const Geometry& g) const { return row(g, d.begin, h.begin) + w.begin * g.w.dilation; }
+  __device__ int first(const Geometry& g) const { return row(g, d.begin, h.begin) + w.begin * g.w.dilation; }
 
   template <class Body>
   __device__ void for_each(const Geometry& g, Body&& body) const {
-    for (Index kd = d.begin; kd < d.end; ++kd) {
-      for (Index kh = h.begin; kh < h.end; ++kh) {
-        const Index start = row(g, kd, kh);
-        for (Index kw = w.begin; kw < w.end; ++kw) body(start + kw * g.w.dilation);
+    for (int kd = d.begin; kd < d.end; ++kd) {
+      for (int kh = h.begin; kh < h.end; ++kh) {
+        const int start = row(g, kd, kh);
+        for (int kw = w.begin; kw < w.end; ++kw) body(start + kw * g.w.dilation);
       }
     }
   }
 
  private:
-  __device__ Index row(const Geometry& g, Index kd, Index kh) const {
+  __device__ int row(const Geometry& g, int kd, int kh) const {
     return ((d0 + kd * g.d.dilation) * g.h.in + h0 + kh * g.h.dilation) * g.w.in + w0;
   }
 };
 
 // What the sum of a window is multiplied by.
-__device__ float scale_of(const Geometry& g, Average average, Index od, Index oh, Index ow) {
-  const auto count = [&](Window w, Index o) {
-    if (average == Average::padded_cells) {
-      w.in += w.pad_before + w.pad_after;
-      w.pad_before = 0;
-    }
-    const Range taps = w.taps(o);
+__device__ float scale_of(const Geometry& g, Average average, int od, int oh, int ow) {
+  const auto count = [&](const Axis& axis, int o) {
+    if (average == Average::padded_cells) return axis.padded_taps(o);
+    const Axis::Range taps = axis.taps(o);
     return taps.end - taps.begin;
   };
   if (average == Average::none) return 1;
-  const Index cells = count(g.d, od) * count(g.h, oh) * count(g.w, ow);
-  return 1 / static_cast<float>(cells < 1 ? 1 : cells);
+  return 1 / static_cast<float>(std::max(1, count(g.d, od) * count(g.h, oh) * count(g.w, ow)));
 }
 
-// width channels a thread: body(thread's vector of y or x).
+// kernel<width>(grid, vectors)
 template <class Kernel>
-void launch_vectors(const char* name, Kernel&& kernel, const Geometry& g, Index cells, bool fours) {
-  const Index n = g.batch * cells * g.channels;
-  if (fours && g.channels % 4 == 0) kernel.template operator()<4>(name, strided_grid(n / 4), n / 4);
-  else kernel.template operator()<1>(name, strided_grid(n), n);
+void launch_vectors(const Geometry& g, int cells, Kernel&& kernel) {
+  const Index n = g.batch * cells * (g.channels / g.width);
+  if (g.width == 4) kernel.template operator()<4>(strided_grid(n), n);
+  else kernel.template operator()<1>(strided_grid(n), n);
 }
 
 template <int width>
-__global__ void max_pool_forward_kernel(Geometry g, Index n, const float* x, float* y, std::int32_t* argmax) {
+__global__ void __launch_bounds__(kThreads)
+    max_pool_forward_kernel(Geometry g, Index n, const float* x, float* y, std::int32_t* argmax) {
   LEC7_STRIDED(i, n) {
-    const Place out(i, g.h.out, g.d.out, g.w.out, g.channels / width, width);
+    const Place out = g.output(i);
     const Cells cells(g, out);
     const float* const image = x + out.image * g.cells_in() * g.channels + out.channel;
     Floats<width> largest;
     int winner[width];
-    const int first = static_cast<int>(cells.empty() ? -1 : cells.first(g));
+    const int first = cells.empty() ? -1 : cells.first(g);
 #pragma unroll
     for (int j = 0; j < width; ++j) {
       largest.at[j] = -INFINITY;
       winner[j] = first;
     }
-    cells.for_each(g, [&](Index cell) {
+    cells.for_each(g, [&](int cell) {
       const Floats<width> v = load<width>(image + cell * g.channels);
 #pragma unroll
       for (int j = 0; j < width; ++j) {
@@ -124,7 +179,7 @@ __global__ void max_pool_forward_kernel(Geometry g, Index n, const float* x, flo
         const bool number = largest.at[j] == largest.at[j];
         if (number && !(v.at[j] <= largest.at[j])) {
           largest.at[j] = v.at[j];
-          winner[j] = static_cast<int>(cell);
+          winner[j] = cell;
         }
       }
     });
@@ -135,12 +190,13 @@ __global__ void max_pool_forward_kernel(Geometry g, Index n, const float* x, flo
 }
 
 template <int width>
-__global__ void sum_pool_forward_kernel(Geometry g, Average average, Index n, const float* x, float* y) {
+__global__ void __launch_bounds__(kThreads)
+    sum_pool_forward_kernel(Geometry g, Average average, Index n, const float* x, float* y) {
   LEC7_STRIDED(i, n) {
-    const Place out(i, g.h.out, g.d.out, g.w.out, g.channels / width, width);
+    const Place out = g.output(i);
     const float* const image = x + out.image * g.cells_in() * g.channels + out.channel;
     Floats<width> sum{};
-    Cells(g, out).for_each(g, [&](Index cell) {
+    Cells(g, out).for_each(g, [&](int cell) {
       const Floats<width> v = load<width>(image + cell * g.channels);
 #pragma unroll
       for (int j = 0; j < width; ++j) sum.at[j] += v.at[j];
@@ -152,28 +208,30 @@ __global__ void sum_pool_forward_kernel(Geometry g, Average average, Index n, co
   }
 }
 
-__global__ void scales_kernel(Geometry g, Average average, float* scales) {
+__global__ void __launch_bounds__(kThreads) scales_kernel(Geometry g, Average average, float* scales) {
   LEC7_STRIDED(o, g.cells_out()) {
-    const Place out(o, g.h.out, g.d.out, g.w.out, 1, 1);
-    scales[o] = scale_of(g, average, out.d, out.h, out.w);
+    const auto [lines, w] = g.by_out[1](static_cast<int>(o));
+    const auto [d, h] = g.by_out[0](lines);
+    scales[o] = scale_of(g, average, d, h, w);
   }
 }
 
 // scales may be null (1).
 template <int width>
-__global__ void sum_pool_backward_kernel(Geometry g, Index n, const float* scales, const float* dy, float* dx) {
+__global__ void __launch_bounds__(kThreads)
+    sum_pool_backward_kernel(Geometry g, Index n, const float* scales, const float* dy, float* dx) {
   LEC7_STRIDED(i, n) {
-    const Place in(i, g.h.in, g.d.in, g.w.in, g.channels / width, width);
+    const Place in = g.input(i);
     const float* const image = dy + in.image * g.cells_out() * g.channels + in.channel;
-    const Range ds = g.d.outputs(in.d), hs = g.h.outputs(in.h), ws = g.w.outputs(in.w);
+    const Axis::Range ds = g.d.outputs(in.d), hs = g.h.outputs(in.h), ws = g.w.outputs(in.w);
     Floats<width> sum{};
-    for (Index od = ds.begin; od < ds.end; ++od) {
+    for (int od = ds.begin; od < ds.end; ++od) {
       if (!g.d.sees(od, in.d)) continue;
-      for (Index oh = hs.begin; oh < hs.end; ++oh) {
+      for (int oh = hs.begin; oh < hs.end; ++oh) {
         if (!g.h.sees(oh, in.h)) continue;
-        for (Index ow = ws.begin; ow < ws.end; ++ow) {
+        for (int ow = ws.begin; ow < ws.end; ++ow) {
           if (!g.w.sees(ow, in.w)) continue;
-          const Index o = (od * g.h.out + oh) * g.w.out + ow;
+          const int o = (od * g.h.out + oh) * g.w.out + ow;
           const float scale = scales == nullptr ? 1.0f : scales[o];
           const Floats<width> v = load<width>(image + o * g.channels);
 #pragma unroll
@@ -218,7 +276,7 @@ struct Column {
 };
 
 // spans (groups, chunks): the first and the last cell that a winner is at. Winners outside are none.
-__global__ void winner_spans_kernel(Columns c, Range* spans) {
+__global__ void __launch_bounds__(kWarps* kWarp) winner_spans_kernel(Columns c, Range* spans) {
   const Index task = static_cast<Index>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
   const Index group = task / c.chunks(), chunk = task - group * c.chunks();
   const Column column(c.s, group);
@@ -238,8 +296,8 @@ __global__ void winner_spans_kernel(Columns c, Range* spans) {
   if (threadIdx.x % kWarp == 0 && task < c.groups() * c.chunks()) spans[task] = {first, last};
 }
 
-__global__ void max_pool_backward_kernel(Columns c, int band_cells, Index bands, const Range* spans, const float* dy,
-                                         float* dx) {
+__global__ void __launch_bounds__(kWarps* kWarp)
+    max_pool_backward_kernel(Columns c, int band_cells, Index bands, const Range* spans, const float* dy, float* dx) {
   LEC7_DYNAMIC_SHARED(sums, float);
   const MaxPoolBackwardShape& s = c.s;
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -288,11 +346,10 @@ __global__ void max_pool_backward_kernel(Columns c, int band_cells, Index bands,
 
 template <>
 void max_pool_forward(const PoolShape& s, const float* x, float* y, std::int32_t* argmax) {
-  const Geometry g(s);
-  const auto run = [&]<int width>(const char* name, const Grid& grid, Index n) {
-    launch(name, max_pool_forward_kernel<width>, grid, g, n, x, y, argmax);
-  };
-  launch_vectors("max_pool_forward_kernel", run, g, g.cells_out(), in_fours({x, y}));
+  const Geometry g(s, in_fours({x, y}));
+  launch_vectors(g, g.cells_out(), [&]<int width>(const Grid& grid, Index n) {
+    launch("max_pool_forward_kernel", max_pool_forward_kernel<width>, grid, g, n, x, y, argmax);
+  });
 }
 
 // The binding has argmax checked before: what is outside is skipped here.
@@ -316,23 +373,21 @@ Index max_pool_backward(const MaxPoolBackwardShape& s, const float* dy, const In
 
 template <>
 void sum_pool_forward(const PoolShape& s, Average average, const float* x, float* y) {
-  const Geometry g(s);
-  const auto run = [&]<int width>(const char* name, const Grid& grid, Index n) {
-    launch(name, sum_pool_forward_kernel<width>, grid, g, average, n, x, y);
-  };
-  launch_vectors("sum_pool_forward_kernel", run, g, g.cells_out(), in_fours({x, y}));
+  const Geometry g(s, in_fours({x, y}));
+  launch_vectors(g, g.cells_out(), [&]<int width>(const Grid& grid, Index n) {
+    launch("sum_pool_forward_kernel", sum_pool_forward_kernel<width>, grid, g, average, n, x, y);
+  });
 }
 
 template <>
 void sum_pool_backward(const PoolShape& s, Average average, const float* dy, float* dx) {
-  const Geometry g(s);
+  const Geometry g(s, in_fours({dy, dx}));
   const bool scaled = average != Average::none;
   Buffer<float> scales(scaled ? g.cells_out() : 0);
   if (scaled) launch("scales_kernel", scales_kernel, strided_grid(g.cells_out()), g, average, scales.data());
-  const auto run = [&]<int width>(const char* name, const Grid& grid, Index n) {
-    launch(name, sum_pool_backward_kernel<width>, grid, g, n, scales.data(), dy, dx);
-  };
-  launch_vectors("sum_pool_backward_kernel", run, g, g.cells_in(), in_fours({dy, dx}));
+  launch_vectors(g, g.cells_in(), [&]<int width>(const Grid& grid, Index n) {
+    launch("sum_pool_backward_kernel", sum_pool_backward_kernel<width>, grid, g, n, scales.data(), dy, dx);
+  });
 }
 
 }  // namespace lec7::cuda

@@ -10,7 +10,7 @@ namespace lec7::cuda {
 inline constexpr Index kRange = 1 << 12;
 
 template <int width, class Sum, class Term, class Finish>
-__global__ void sum_ranges_kernel(Index n, Term term, Sum* partial, Finish finish) {
+__global__ void __launch_bounds__(kThreads) sum_ranges_kernel(Index n, Term term, Sum* partial, Finish finish) {
   const Index begin = blockIdx.x * kRange, end = begin + kRange < n ? begin + kRange : n;
   Sum sum{};
   const Index whole = begin + (end - begin) / width * width;
@@ -26,7 +26,7 @@ __global__ void sum_ranges_kernel(Index n, Term term, Sum* partial, Finish finis
 }
 
 template <class Sum, class Finish>
-__global__ void sum_partials_kernel(Index n, const Sum* partial, Finish finish) {
+__global__ void __launch_bounds__(kThreads) sum_partials_kernel(Index n, const Sum* partial, Finish finish) {
   Sum sum{};
   for (Index i = threadIdx.x; i < n; i += kThreads) sum = sum + partial[i];
   sum = block_reduce<kThreads>(sum, Add{});
