@@ -161,7 +161,8 @@ def test_devices_that_are_not_there_are_refused(device):
 def test_train_and_sample_on_a_device(tmp_path: Path, capsys):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 30, encoding="utf-8")
-    small = "--hidden 12 --embedding 6 --layers 1 --steps 10 --batch 4 --epochs 1 --quiet".split()
+    sizes = {"hidden": 12, "embedding": 6, "layers": 1, "steps": 10, "batch": 4, "epochs": 1}
+    small = ["--quiet", *(word for name, n in sizes.items() for word in (f"--{name}", str(n)))]
     runs = {}
     for device in ("cpu", "cuda"):
         runs[device] = tmp_path / device
