@@ -9,9 +9,9 @@
 //
 // Implicit products, in tiles of tile.h: a row is an output cell, k runs over the taps and in each over the channels, a
 // column is a filter. 2 cells taps channels filters FLOPs, bound by the FMA units; a thread finds its four channels of
-// a patch with two divisions (divisor.h) in the time of 512 multiplications. dx is the same kernel: the cells
-// i = r (mod stride) of x are, for each r, a convolution of dy with some of the taps, and one launch does up to
-// kMostPasses of them. dweight has the taps and channels as rows and sums over the cells of y, cut into parts.
+// a patch with two divisions (divisor.h) in the time of 256 multiplications. dx is the same kernel: the cells i = r
+// (mod stride) of x are, for each r, a convolution of dy with some of the taps, and one launch does up to kMostPasses
+// of them. dweight has the taps and channels as rows and sums over the cells of y, cut into parts.
 #include "conv.h"
 
 #include <algorithm>
@@ -184,12 +184,12 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
 template <class Body>
 void with_tile(TileKind kind, Body&& body) {
   switch (kind) {
-    case TileKind::large: return body.template operator()<LargeTile>();
     case TileKind::tall: return body.template operator()<TallTile>();
     default: return body.template operator()<SmallTile>();
   }
 }
-constexpr TileKind kConvTiles[] = {TileKind::large, TileKind::tall, TileKind::small};
+// A large tile's 64 sums and the place of a patch do not fit into the registers of a thread.
+constexpr TileKind kConvTiles[] = {TileKind::tall, TileKind::small};
 
 // y, of `size` numbers, from the passes over x: all its cells, each in one pass.
 void convolve(const std::vector<Pass>& passes, ConvOperands o, Index size) {

@@ -27,6 +27,7 @@ struct Tile {
   static constexpr int kWarpRows = 4 * kThreadRows, kWarpColumns = 8 * kThreadColumns;
   static constexpr int kWarpsDown = kRows / kWarpRows, kWarpsAcross = kColumns / kWarpColumns;
   static constexpr int kThreads = 32 * kWarpsDown * kWarpsAcross;
+  static constexpr int kUnroll = kThreadRows * kThreadColumns < 64 ? kDepth : 2;  // more, and 64 sums spill
   static constexpr int kResident = kResident_;  // blocks of a multiprocessor, which bounds a thread's registers
 };
 using LargeTile = Tile<128, 128, 8, 8, 8, 2>;  // 64 multiplications for 4 reads of 16 bytes
@@ -35,7 +36,7 @@ using SmallTile = Tile<64, 64, 16, 4, 4, 2>;   // for small matrices
 using SkinnyTile = Tile<16, 128, 8, 4, 4, 4>;  // for a few rows: bound by the reading of B
 
 // Up to four numbers from `at`; `vector`: its address is a multiple of 16 bytes.
-__device__ inline float4 load_quad(const float* at, Index left, bool vector) {
+__device__ inline float4 load_quad(const float* at, int left, bool vector) {
   if (vector && left >= 4) return __ldg(reinterpret_cast<const float4*>(at));
   float4 quad = make_float4(0, 0, 0, 0);
   if (left > 0) quad.x = __ldg(at);
@@ -139,7 +140,7 @@ __device__ void multiply_tile(const A& a, const B& b, Index row, Index column, I
       panel_a.load(at + T::kDepth);
       panel_b.load(at + T::kDepth);
     }
-#pragma unroll
+#pragma unroll T::kUnroll
     for (int step = 0; step < T::kDepth; ++step) {
       float x[T::kThreadRows], y[T::kThreadColumns];
       read_groups(&shared.a[now][step][i], 16, T::kThreadRows / 4, x);
