@@ -7,11 +7,13 @@
 namespace lec7::cuda {
 namespace {
 
-__global__ void activation_forward_kernel(Activation activation, Index n, const float* x, float* y) {
+__global__ void __launch_bounds__(kThreads)
+    activation_forward_kernel(Activation activation, Index n, const float* x, float* y) {
   LEC7_STRIDED(i, n) y[i] = activate(activation, x[i]);
 }
 
-__global__ void activation_backward_kernel(Activation activation, Index n, const float* dy, const float* y, float* dx) {
+__global__ void __launch_bounds__(kThreads)
+    activation_backward_kernel(Activation activation, Index n, const float* dy, const float* y, float* dx) {
   LEC7_STRIDED(i, n) dx[i] = dy[i] * activation_slope(activation, y[i]);
 }
 

@@ -13,7 +13,7 @@ struct Strides {
 };
 
 // Writes go to neighbouring addresses; reads do where the last axis stays the last.
-__global__ void transpose_kernel(Strides strides, Index n, const int* x, int* y) {
+__global__ void __launch_bounds__(kThreads) transpose_kernel(Strides strides, Index n, const int* x, int* y) {
   LEC7_STRIDED(i, n) {
     Index rest = i, from = 0;
     for (int axis = strides.rank - 1; axis >= 0; --axis) {
@@ -24,7 +24,9 @@ __global__ void transpose_kernel(Strides strides, Index n, const int* x, int* y)
   }
 }
 
-__global__ void fill_words_kernel(int* to, int bits, Index words) { LEC7_STRIDED(i, words) to[i] = bits; }
+__global__ void __launch_bounds__(kThreads) fill_words_kernel(int* to, int bits, Index words) {
+  LEC7_STRIDED(i, words) to[i] = bits;
+}
 
 }  // namespace
 

@@ -19,6 +19,7 @@
 #include <initializer_list>
 #include <limits>
 
+#include "async_copy.h"
 #include "kernel.h"
 
 namespace lec7::cuda {
@@ -166,17 +167,27 @@ struct Matrix {
   int columns;
 };
 
-// Rows [row, row + 64) and columns [64 chunk, 64 chunk + 64) of a matrix, times a factor; what is outside counts as 0.
+// Begins to copy rows [row, row + 64) and columns [64 chunk, 64 chunk + 64) of a matrix; what is outside counts as 0.
 template <int R>
-__device__ void load_tile(const Matrix& m, Index row, int chunk, float factor, bool aligned, float4* tile) {
+__device__ void copy_tile(const Matrix& m, Index row, int chunk, bool aligned, float4* tile) {
   const int column = chunk * kTile + 4 * lane(), count = least(kTile, m.rows - row);
-  const float* from = m.data + (row + row_of<R>(0)) * m.columns + column;
+  const float* from = m.data + (row + first_row()) * m.columns + column;
 #pragma unroll 4
-  for (int r = 0; r < R; ++r, from += kTile / R * m.columns) {
-    const float4 value = load_quad(from, row_of<R>(r) < count ? m.columns - column : 0, aligned);
-    tile[place(first_row(), lane(), down<R>(r))] =
-        make_float4(value.x * factor, value.y * factor, value.z * factor, value.w * factor);
+  for (int r = 0; r < R; ++r, from += down<R>(1) * m.columns) {
+    const int left = row_of<R>(r) < count ? m.columns - column : 0;
+    float4* const to = &tile[place(first_row(), lane(), down<R>(r))];
+    if (aligned) {
+      copy_async16(to, from, left > 0 ? 16 : 0);
+    } else {
+#pragma unroll
+      for (int l = 0; l < 4; ++l) copy_async4(reinterpret_cast<float*>(to) + l, from + l, l < left);
+    }
   }
+}
+
+__device__ inline void finish_copies() {
+  commit_copies();
+  wait_for_copies<0>();
 }
 
 // sums[r][c] += a[row r] . b[column c] over the first `depth` columns of both.
@@ -258,17 +269,27 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
     for (int chunk = 0; chunk < chunks_of(p.d); ++chunk) {
       float4* const q_tile = shared[2 + (resident ? chunk : 0)];
       __syncthreads();
-      if (!resident || k0 == 0) load_tile<R>(queries, i0, chunk, p.scale, p.aligned, q_tile);
-      load_tile<R>(keys, k0, chunk, 1, p.aligned, k_tile);
-      if (chunk == 0) load_tile<R>(values, k0, first_chunk, 1, p.aligned, v_tile);
+      if (!resident || k0 == 0) copy_tile<R>(queries, i0, chunk, p.aligned, q_tile);
+      copy_tile<R>(keys, k0, chunk, p.aligned, k_tile);
+      if (chunk == 0) {
+        commit_copies();
+        copy_tile<R>(values, k0, first_chunk, p.aligned, v_tile);
+        commit_copies();
+        wait_for_copies<1>();  // v may come while the scores are made
+      } else {
+        finish_copies();
+      }
       __syncthreads();
       add_dot_products(q_tile, k_tile, least(kTile, p.d - chunk * kTile), scores);
     }
     const bool all = head.sees_all(i0, k0 + kTile);
     Seen seen = head.seen(i0 + first_row(), k0);
+    finish_copies();
     __syncthreads();
 #pragma unroll
     for (int r = 0; r < R; ++r) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) scores[r][c] *= p.scale;
       if (!all) {
 #pragma unroll
         for (int c = 0; c < 4; ++c) scores[r][c] = seen.score(column_of(c), scores[r][c]);
@@ -301,7 +322,8 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
     for (int c = 0; c < NC; ++c) {
       if (c > 0) {
         __syncthreads();
-        load_tile<R>(values, k0, first_chunk + c, 1, p.aligned, v_tile);
+        copy_tile<R>(values, k0, first_chunk + c, p.aligned, v_tile);
+        finish_copies();
         __syncthreads();
       }
       add_products(p_tile, v_tile, count, out[c]);
@@ -340,8 +362,9 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>)
   float scores[R][4] = {};
   for (int chunk = 0; chunk < chunks_of(p.d); ++chunk) {
     __syncthreads();
-    load_tile<R>({q + index * p.queries * p.d, p.queries, p.d}, i0, chunk, p.scale, p.aligned, q_tile);
-    load_tile<R>({k + index * p.keys * p.d, head.length, p.d}, k0, chunk, 1, p.aligned, k_tile);
+    copy_tile<R>({q + index * p.queries * p.d, p.queries, p.d}, i0, chunk, p.aligned, q_tile);
+    copy_tile<R>({k + index * p.keys * p.d, head.length, p.d}, k0, chunk, p.aligned, k_tile);
+    finish_copies();
     __syncthreads();
     add_dot_products(q_tile, k_tile, least(kTile, p.d - chunk * kTile), scores);
   }
@@ -355,7 +378,7 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>)
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
       const int key = column_of(c);
-      const float score = seen.score(key, scores[r][c]);
+      const float score = seen.score(key, p.scale * scores[r][c]);
       if (k0 + key < p.keys) row[key] = log_sum == kMinusInfinity ? 0 : expf(score - log_sum);
     }
   }
@@ -494,7 +517,7 @@ enum class Side { queries, keys };
 // A block owns a tile of one side and meets the tiles of the other. Scores stand with the own rows down, the other ones
 // across. `a` is what scores are made of (q, k: d wide), `b` what dp is made of (dy, v: dv wide):
 //   queries  da = dq = scale sum_j ds k
-//   keys     da = dk = sum_i ds^T (scale q),  db = dv = sum_i p^T dy
+//   keys     da = dk = scale sum_i ds^T q,  db = dv = sum_i p^T dy
 // da or db may be null. `resident`: all chunks of both sides' tiles are in shared memory at once; otherwise one of
 // each.
 template <Side own, int NC>
@@ -519,12 +542,12 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
   lse += index * p.queries;
   delta += index * p.queries;
 
-  // Chunk c of q and dy, or of k and v.
-  const auto load = [&](Side side, int c, Index row, float4* tile) {
+  // Begins to copy chunk c of q and dy, or of k and v.
+  const auto copy = [&](Side side, int c, Index row, float4* tile) {
     const bool of_a = c < a_chunks;
     const float* const data = side == Side::keys ? (of_a ? k : v) : (of_a ? q : dy);
-    load_tile<R>({data, side == Side::keys ? head.length : p.queries, of_a ? p.d : p.dv}, row, of_a ? c : c - a_chunks,
-                 side == Side::queries && of_a ? p.scale : 1, p.aligned, tile);
+    copy_tile<R>({data, side == Side::keys ? head.length : p.queries, of_a ? p.d : p.dv}, row, of_a ? c : c - a_chunks,
+                 p.aligned, tile);
   };
   constexpr Side other = own_keys ? Side::queries : Side::keys;
   const auto own_tile = [&](int c) -> float4* { return shared[1 + (resident ? c : 0)]; };
@@ -547,21 +570,23 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
   const auto delta_of = [&](Index i) { return i < p.queries ? delta[i] : 0; };
 
   float da_sums[NC][R][4] = {}, db_sums[NC][R][4] = {};
-  if (resident) {
-    for (int c = 0; c < chunks; ++c) load(own, c, own0, own_tile(c));
+  if (resident && begin < end) {
+    for (int c = 0; c < chunks; ++c) copy(own, c, own0, own_tile(c));
   }
   for (Index other0 = begin; other0 < end; other0 += kTile) {
     float probabilities[R][4] = {}, ds[R][4] = {};
     if (resident) {
       __syncthreads();
-      for (int c = 0; c < chunks; ++c) load(other, c, other0, other_tile(c));
+      for (int c = 0; c < chunks; ++c) copy(other, c, other0, other_tile(c));
+      finish_copies();
       __syncthreads();
     }
     for (int c = 0; c < chunks; ++c) {
       if (!resident) {
         __syncthreads();
-        load(own, c, own0, own_tile(c));
-        load(other, c, other0, other_tile(c));
+        copy(own, c, own0, own_tile(c));
+        copy(other, c, other0, other_tile(c));
+        finish_copies();
         __syncthreads();
       }
       if (c < a_chunks) add_dot_products(own_tile(c), other_tile(c), least(kTile, p.d - c * kTile), probabilities);
@@ -578,6 +603,7 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
       for (int b = 0; b < 4; ++b) {  // and a key
         float& s = probabilities[own_keys ? b : a][own_keys ? a : b];
         float& dp = ds[own_keys ? b : a][own_keys ? a : b];
+        s *= p.scale;
         s = expf((all ? s : seen.score(own_keys ? row_of<R>(b) : column_of(b), s)) - shift);
         dp = s * (dp - minus);
       }
@@ -599,7 +625,8 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
         if (chunk0 + c >= chunk_end) continue;
         if (!resident) {
           __syncthreads();
-          load(other, chunk0 + c, other0, other_tile(chunk0 + c));
+          copy(other, chunk0 + c, other0, other_tile(chunk0 + c));
+          finish_copies();
           __syncthreads();
         }
         add_products(x_tile, other_tile(chunk0 + c), count, sums[c]);
@@ -616,10 +643,8 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
 #pragma unroll
     for (int c = 0; c < NC; ++c) {
       const int column = (first_chunk + c) * kTile + 4 * lane();
-      if (!own_keys) {
 #pragma unroll
-        for (int l = 0; l < 4; ++l) da_sums[c][r][l] *= p.scale;
-      }
+      for (int l = 0; l < 4; ++l) da_sums[c][r][l] *= p.scale;
       const Index at = index * own_count + row;
       if (da != nullptr) store_quad(da + at * p.d + column, p.d - column, p.aligned, da_sums[c][r]);
       if (own_keys && db != nullptr) store_quad(db + at * p.dv + column, p.dv - column, p.aligned, db_sums[c][r]);

@@ -24,8 +24,8 @@ __device__ uint4 philox_block(std::uint64_t seed, std::uint64_t offset, std::uin
   return c;
 }
 
-__global__ void philox_kernel(std::uint64_t seed, std::uint64_t offset, std::uint64_t first, Index count,
-                              uint4* words) {
+__global__ void __launch_bounds__(kThreads)
+    philox_kernel(std::uint64_t seed, std::uint64_t offset, std::uint64_t first, Index count, uint4* words) {
   LEC7_STRIDED(i, count) words[i] = philox_block(seed, offset, first + static_cast<std::uint64_t>(i));
 }
 
@@ -42,7 +42,7 @@ struct Mask {
 
 // Four neighbours have the words of one block.
 template <int width>
-__global__ void dropout_kernel(Mask mask, Index n, const float* x, float* y) {
+__global__ void __launch_bounds__(kThreads) dropout_kernel(Mask mask, Index n, const float* x, float* y) {
   LEC7_STRIDED(block, (n + 3) / 4) {
     const Index i = block * 4;
     const uint4 words = mask.words(mask.word(i));
@@ -61,7 +61,7 @@ __global__ void dropout_kernel(Mask mask, Index n, const float* x, float* y) {
   }
 }
 
-__global__ void dropout_channels_kernel(Mask mask, Index n, const float* x, float* y) {
+__global__ void __launch_bounds__(kThreads) dropout_channels_kernel(Mask mask, Index n, const float* x, float* y) {
   LEC7_STRIDED(i, n) {
     const Index at = mask.word(i);
     const uint4 words = mask.words(at);

@@ -33,7 +33,7 @@ inline bool in_fours(std::initializer_list<const void*> arrays) {
 }
 
 template <int width, class Body>
-__global__ void elementwise_kernel(Index n, Body body) {
+__global__ void __launch_bounds__(kThreads) elementwise_kernel(Index n, Body body) {
   LEC7_STRIDED(i, n / width) body.template operator()<width>(i * width);
   if constexpr (width > 1) {
     const Index i = n / width * width + static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;

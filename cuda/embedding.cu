@@ -18,8 +18,8 @@ namespace lec7::cuda {
 namespace {
 
 template <int width>
-__global__ void embedding_forward_kernel(Index rows, Index embeddings, Index features, Indices tokens,
-                                         const float* weight, float* y) {
+__global__ void __launch_bounds__(kThreads) embedding_forward_kernel(Index rows, Index embeddings, Index features,
+                                                                     Indices tokens, const float* weight, float* y) {
   const Index parts = features / width;
   LEC7_STRIDED(i, rows * parts) {
     const Index row = i / parts, part = (i - row * parts) * width, token = index_at(tokens, row);
@@ -68,7 +68,7 @@ __device__ inline int scan_warp(int value) {
 }
 
 // counts (kDigits, tiles): how often each tile has each digit.
-__global__ void count_digits_kernel(Index n, int shift, Source source, int* counts) {
+__global__ void __launch_bounds__(kThreads) count_digits_kernel(Index n, int shift, Source source, int* counts) {
   LEC7_SHARED(count, int[kDigits]);
   count[threadIdx.x] = 0;
   __syncthreads();
@@ -79,7 +79,7 @@ __global__ void count_digits_kernel(Index n, int shift, Source source, int* coun
 }
 
 // A warp a digit: its counts become those of the tiles before; totals (kDigits).
-__global__ void scan_digits_kernel(int tiles, int* counts, int* totals) {
+__global__ void __launch_bounds__(kThreads) scan_digits_kernel(int tiles, int* counts, int* totals) {
   const int digit = static_cast<int>(blockIdx.x * kWarps + threadIdx.x / kWarp);
   int* const row = counts + static_cast<Index>(digit) * tiles;
   int sum = 0;
@@ -93,8 +93,8 @@ __global__ void scan_digits_kernel(int tiles, int* counts, int* totals) {
 }
 
 // Each position goes behind those of smaller digits, those of its digit in the tiles, warps, rounds and lanes before.
-__global__ void place_digits_kernel(Index n, int shift, Source source, const int* counts, const int* totals,
-                                    Sorted result) {
+__global__ void __launch_bounds__(kThreads)
+    place_digits_kernel(Index n, int shift, Source source, const int* counts, const int* totals, Sorted result) {
   LEC7_SHARED(next, int[kWarps][kDigits]);
   const int lane = static_cast<int>(threadIdx.x) % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
   LEC7_SHARED(sums, int[kWarps]);
@@ -175,8 +175,8 @@ struct Part {
 // edges (tiles, 2, features): the sum of the run that began before the tile, and of that which begins in it and goes
 // on.
 template <int width>
-__global__ void sum_runs_kernel(int n, int embeddings, Index features, Sorted sorted, const float* dy, float* dweight,
-                                float* edges) {
+__global__ void __launch_bounds__(kThreads) sum_runs_kernel(int n, int embeddings, Index features, Sorted sorted,
+                                                            const float* dy, float* dweight, float* edges) {
   const Part<width> part((n + kRun - 1) / kRun, features);
   if (!part.inside) return;
   const int begin = static_cast<int>(part.item) * kRun, end = begin + kRun < n ? begin + kRun : n;
@@ -224,8 +224,8 @@ __device__ inline int lower_bound(int n, const int* keys, int key) {
 }
 
 template <int width>
-__global__ void sum_edges_kernel(int n, int embeddings, Index features, Sorted sorted, const float* edges,
-                                 float* dweight) {
+__global__ void __launch_bounds__(kThreads)
+    sum_edges_kernel(int n, int embeddings, Index features, Sorted sorted, const float* edges, float* dweight) {
   const Part<width> part(embeddings, features);
   // One search for even lanes, one for odd ones.
   const int bound = lower_bound(n, sorted.keys, static_cast<int>(part.item) + static_cast<int>(threadIdx.x % 2));

@@ -21,7 +21,7 @@ struct Parts {
 };
 
 template <int width, bool forward, class Element, class Whole>
-__global__ void concat_kernel(Parts<Element> parts, Whole* y) {
+__global__ void __launch_bounds__(kThreads) concat_kernel(Parts<Element> parts, Whole* y) {
   const Index vectors = parts.columns / width;
   LEC7_STRIDED(i, parts.rows * vectors) {
     const Index row = i / vectors, column = (i - row * vectors) * width;

@@ -110,9 +110,9 @@ __device__ inline void load_transposed_matrices(unsigned (&r)[4], const void* ro
 // lane at column k of a, or row k of b, is at(register, k), in the lane holder(k) of a group of four.
 namespace detail {
 
-// All 32 lanes: an instruction of the whole warp.
-inline host::Exchange exchange_all(const void* value, std::size_t bytes, host::Where where) {
-  const host::Exchange given = host::exchange(~0u, value, bytes, where);
+template <class T>
+host::Exchange exchange_all(const T& mine, host::Where where) {
+  const host::Exchange given = host::exchange(~0u, mine, where);
   if (given.lanes != ~0u) host::die("needs all 32 lanes of its warp", where);
   return given;
 }
@@ -123,7 +123,7 @@ void multiply(float (&d)[4], const Register (&a)[4], const Register (&b)[2], Hol
     Register a[4], b[2];
   };
   const Fragments mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const host::Exchange given = exchange_all(&mine, sizeof mine, where);
+  const host::Exchange given = exchange_all(mine, where);
   const unsigned g = host::lane() / 4, t = host::lane() % 4;
   for (unsigned k = 0; k < kDepth; ++k) {
     const unsigned half = k / (kDepth / 2);  // the registers of the first or the second half of k
@@ -144,7 +144,7 @@ inline host::Exchange exchange_rows(const void* row, host::Where where) {
     host::die("loads a matrix row that is not 16-byte aligned", where);
   Row mine;
   std::memcpy(&mine, row, sizeof mine);
-  return exchange_all(&mine, sizeof mine, where);
+  return exchange_all(mine, where);
 }
 
 }  // namespace detail

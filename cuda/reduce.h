@@ -3,7 +3,7 @@
 //
 //   warp_sum(v), warp_max(v)          over 32 lanes;  warp_sum<8>(v): over each group of 8 neighbours
 //   block_sum<256>(v), block_max<256>(v)
-//   warp_reduce<32>(v, combine), block_reduce<256>(v, combine)    for float, double, int, Index, float2 and Welford
+//   warp_reduce<32>(v, combine), block_reduce<256>(v, combine)    for numbers, float2, Pair and Welford
 //
 // All threads of the warp (the block) call them: 5 shuffles (and two barriers).
 #pragma once
@@ -35,6 +35,13 @@ __device__ inline Welford merge(const Welford& a, const Welford& b) {
   return {count, a.mean + delta * share, a.squares + b.squares + delta * delta * (a.count * share)};
 }
 
+// Two sums at once.
+template <class T>
+struct Pair {
+  T first, second;
+  __device__ Pair operator+(const Pair& other) const { return {first + other.first, second + other.second}; }
+};
+
 // ---- what is combined ----
 
 struct Add {
@@ -64,6 +71,10 @@ __device__ T from_lane_xor(T value, int bits) {
 }
 __device__ inline float2 from_lane_xor(float2 v, int bits) {
   return {from_lane_xor(v.x, bits), from_lane_xor(v.y, bits)};
+}
+template <class T>
+__device__ Pair<T> from_lane_xor(const Pair<T>& v, int bits) {
+  return {from_lane_xor(v.first, bits), from_lane_xor(v.second, bits)};
 }
 __device__ inline Welford from_lane_xor(const Welford& v, int bits) {
   return {from_lane_xor(v.count, bits), from_lane_xor(v.mean, bits), from_lane_xor(v.squares, bits)};

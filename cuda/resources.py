@@ -1,11 +1,10 @@
 """What each kernel of a compiled ``_cuda`` takes of a GPU, against the table in docs/cuda_resources.md.
 
-    python cuda/resources.py path/to/_cuda.so            compare: fails where a kernel takes more than the table says
+    python cuda/resources.py path/to/_cuda.so            compare: fails where a kernel takes more
     python cuda/resources.py path/to/_cuda.so --write    write the table
 
-Needs cuobjdump (on PATH or beside the nvcc that CUDACXX names), c++ and c++filt. A kernel's stack must be empty: what
-lies there was spilled, or is an array that the compiler could not keep in registers. Tensor-core kernels must hold HMMA
-instructions, and asynchronous copies LDGSTS, on every chip since sm_80.
+Needs cuobjdump (on PATH or beside the nvcc that CUDACXX names), c++ and c++filt. A kernel's stack must be
+empty: what lies there was spilled, or is an array that the compiler could not keep in registers.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TABLE = HERE.parent / "docs" / "cuda_resources.md"
 CHIPS = ("T4", "A100", "RTX 4090", "H100")  # of occupancy.cpp
-#: kernels whose name begins so, and what their machine code holds on every chip from sm_80 on
-INSTRUCTIONS = {"mma": "HMMA", "async": "LDGSTS"}
+NOISE = r"\(anonymous namespace\)::|lec7::cuda::|lec7::|\((?:int|bool|unsigned int)\)"
 
 
 @dataclass
@@ -52,7 +50,7 @@ def short_names(mangled: list[str]) -> dict[str, str]:
     """Mangled -> "attention_forward_kernel<2>": without namespaces and parameters."""
     names = {}
     for raw, full in zip(mangled, output("c++filt", text="\n".join(mangled)).splitlines(), strict=True):
-        plain = re.sub(r"\(anonymous namespace\)::|lec7::cuda::|lec7::|\((?:int|bool|unsigned int)\)", "", full)
+        plain = re.sub(NOISE, "", full)
         plain = plain.removeprefix("void ")
         names[raw] = re.match(r"[^<(]+(?:<.*>)?(?=\()", plain)[0] if "(" in plain else plain
     return names
@@ -94,7 +92,8 @@ def occupancy(found: dict[str, Kernel]) -> dict[str, list[str]]:
 
 def written() -> dict[str, tuple[int, int]]:
     """kernel -> (registers, shared bytes) of the table."""
-    rows = re.findall(r"^\| `(.+?)` \| \d+ \| (\d+) \| (\d+) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE)
+    text = TABLE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(.+?)` \| \d+ \| (\d+) \| (\d+) \|", text, re.MULTILINE)
     return {name: (int(registers), int(shared)) for name, registers, shared in rows}
 
 
@@ -107,13 +106,12 @@ def write(found: dict[str, Kernel]) -> None:
     ]
     for name, shares in sorted(occupancy(found).items()):
         k = found[name]
-        lines.append(
-            f"| `{name}` | {k.threads} | {k.registers} | {k.shared} | " + " | ".join(f"{s} %" for s in shares) + " |"
-        )
+        cells = [f"`{name}`", k.threads, k.registers, k.shared, *(f"{share} %" for share in shares)]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     TABLE.write_text(head + "\n".join(lines) + "\n", encoding="utf-8")
 
 
-def complaints(found: dict[str, Kernel], module: str) -> list[str]:
+def complaints(found: dict[str, Kernel]) -> list[str]:
     result = []
     table = written()
     for name, kernel in sorted(found.items()):
@@ -122,17 +120,18 @@ def complaints(found: dict[str, Kernel], module: str) -> list[str]:
         if name not in table:
             result.append(f"{name} is not in the table")
             continue
-        for what, has, may in zip(
-            ("registers", "bytes of shared memory"), (kernel.registers, kernel.shared), table[name], strict=True
-        ):
-            if has > may:
-                result.append(f"{name} takes {has} {what}, the table allows {may}")
-    result += [f"{name} is in the table and not in the module" for name in sorted(table.keys() - found.keys())]
-    return result
+        registers, shared = table[name]
+        if kernel.registers > registers:
+            result.append(f"{name} takes {kernel.registers} registers, the table allows {registers}")
+        if kernel.shared > shared:
+            result.append(f"{name} takes {kernel.shared} bytes of shared memory, the table allows {shared}")
+    gone = sorted(table.keys() - found.keys())
+    return result + [f"{name} is in the table and not in the module" for name in gone]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("module")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
@@ -141,7 +140,7 @@ def main() -> int:
         sys.exit("kernels without __launch_bounds__: " + ", ".join(sorted(unbounded)))
     if given.write:
         write(found)
-    problems = complaints(found, given.module)
+    problems = complaints(found)
     print("\n".join(problems) or f"{len(found)} kernels, each within its row of {TABLE.name}")
     return bool(problems)
 

@@ -52,7 +52,8 @@ __device__ ExpSum exp_sum(const Row<Team>& row) {
 }
 
 template <class Team>
-__global__ void softmax_forward_kernel(SoftmaxShape s, bool logarithm, const float* x, float* y) {
+__global__ void __launch_bounds__(Team::block)
+    softmax_forward_kernel(SoftmaxShape s, bool logarithm, const float* x, float* y) {
   const Row<Team> row(x, s.rows, s.classes);
   const ExpSum all = exp_sum(row);
   float* const out = y + Team::row() * s.classes;
@@ -66,7 +67,8 @@ __global__ void softmax_forward_kernel(SoftmaxShape s, bool logarithm, const flo
 }
 
 template <class Team>
-__global__ void softmax_backward_kernel(SoftmaxShape s, bool logarithm, const float* dy, const float* y, float* dx) {
+__global__ void __launch_bounds__(Team::block)
+    softmax_backward_kernel(SoftmaxShape s, bool logarithm, const float* dy, const float* y, float* dx) {
   const Row<Team> row(y, s.rows, s.classes), gradient(dy, s.rows, s.classes);
   float* const out = dx + Team::row() * s.classes;
   float sum = 0;
@@ -142,7 +144,8 @@ struct Target {
 };
 
 template <class Team>
-__global__ void softmax_cross_entropy_forward_kernel(Target target, const float* logits, float* terms, float* lse) {
+__global__ void __launch_bounds__(Team::block)
+    softmax_cross_entropy_forward_kernel(Target target, const float* logits, float* terms, float* lse) {
   const Row<Team> row(logits, target.rows, target.classes);
   const ExpSum all = exp_sum(row);
   const float log_sum = logf(all.total());
@@ -170,9 +173,9 @@ __global__ void softmax_cross_entropy_forward_kernel(Target target, const float*
 
 // scale: one number, or each row's; weight_sum: of all classes, or null without class_weight.
 template <class Team>
-__global__ void softmax_cross_entropy_backward_kernel(Target target, bool scale_each, const float* scale,
-                                                      const float* weight_sum, const float* logits, const float* lse,
-                                                      float* dlogits) {
+__global__ void __launch_bounds__(Team::block)
+    softmax_cross_entropy_backward_kernel(Target target, bool scale_each, const float* scale, const float* weight_sum,
+                                          const float* logits, const float* lse, float* dlogits) {
   const Row<Team> row(logits, target.rows, target.classes);
   const Index r = Team::row(), label = target.label(r);
   if (r >= target.rows) return;
@@ -196,7 +199,7 @@ struct TermsAndWeights {
   Target target;
   const float* terms;
   template <int width>
-  __device__ Pair operator()(Index row) const {
+  __device__ Pair<double> operator()(Index row) const {
     const Index label = target.label(row);
     return {terms[row], label < 0 ? 0.0 : target.weight(label)};
   }
@@ -204,7 +207,7 @@ struct TermsAndWeights {
 struct FinishLoss {
   bool mean;
   float* loss;
-  __device__ void operator()(const Pair& sum) const {
+  __device__ void operator()(const Pair<double>& sum) const {
     const double divisor = mean ? sum.second : 1.0;
     *loss = static_cast<float>(divisor == 0 ? 0 : sum.first / divisor);
   }
@@ -250,8 +253,8 @@ void softmax_cross_entropy_forward(const CrossEntropy& s, const float* logits, c
            terms, lse);
   });
   if (each) return;
-  sum_all<Pair>("softmax_cross_entropy_sum_kernel", s.rows, TermsAndWeights{target, terms},
-                FinishLoss{s.reduction == Reduction::mean, loss});
+  sum_all<Pair<double>>("softmax_cross_entropy_sum_kernel", s.rows, TermsAndWeights{target, terms},
+                        FinishLoss{s.reduction == Reduction::mean, loss});
 }
 
 template <>

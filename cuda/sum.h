@@ -9,17 +9,8 @@ namespace lec7::cuda {
 
 inline constexpr Index kRange = 1 << 12;
 
-// Two sums at once.
-struct Pair {
-  double first, second;
-  __device__ Pair operator+(const Pair& other) const { return {first + other.first, second + other.second}; }
-};
-__device__ inline Pair from_lane_xor(const Pair& v, int bits) {
-  return {__shfl_xor_sync(kAllLanes, v.first, bits), __shfl_xor_sync(kAllLanes, v.second, bits)};
-}
-
 template <int width, class Sum, class Term, class Finish>
-__global__ void sum_ranges_kernel(Index n, Term term, Sum* partial, Finish finish) {
+__global__ void __launch_bounds__(kThreads) sum_ranges_kernel(Index n, Term term, Sum* partial, Finish finish) {
   const Index begin = blockIdx.x * kRange, end = begin + kRange < n ? begin + kRange : n;
   Sum sum{};
   const Index whole = begin + (end - begin) / width * width;
@@ -35,14 +26,14 @@ __global__ void sum_ranges_kernel(Index n, Term term, Sum* partial, Finish finis
 }
 
 template <class Sum, class Finish>
-__global__ void sum_partials_kernel(Index n, const Sum* partial, Finish finish) {
+__global__ void __launch_bounds__(kThreads) sum_partials_kernel(Index n, const Sum* partial, Finish finish) {
   Sum sum{};
   for (Index i = threadIdx.x; i < n; i += kThreads) sum = sum + partial[i];
   sum = block_reduce<kThreads>(sum, Add{});
   if (threadIdx.x == 0) finish(sum);
 }
 
-// Calls finish(the sum over [0, n) of the terms) in one thread; Sum is double or Pair. A term is
+// Calls finish(the sum over [0, n) of the terms) in one thread; Sum is double or Pair<double>. A term is
 //
 //   template <int width> __device__ Sum operator()(Index i) const;    // the sum of i ... i + width - 1
 template <class Sum, int width = 1, class Term, class Finish>

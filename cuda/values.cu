@@ -5,6 +5,7 @@
 
 #include "kernel.h"
 #include "lec7/indices.h"
+#include "reduce.h"
 
 namespace lec7::cuda {
 namespace {
@@ -61,29 +62,55 @@ struct Improbable {
   __device__ bool operator()(float v) const { return !(v >= 0 && v <= 1); }
 };
 
-// One block, so that the first bad value is found whatever the order: thread t looks at t, t + kThreads, ...
+constexpr Index kRange = 1 << 14;  // values of a block
+
+// The smallest of the threads' positions.
+__device__ Index first_of(Index mine) {
+  return block_reduce<kThreads>(mine, [](Index a, Index b) { return a < b ? a : b; });
+}
+
+template <class T>
+__device__ void note_bad(const T* values, Index position, int rule, Note* note) {
+  if (note->rule != 0) return;  // of an earlier check
+  note->position = position;
+  if constexpr (std::is_integral_v<T>) note->whole = values[position];
+  else note->value = values[position];
+  note->rule = rule;
+}
+
+// Where there is one block, it notes the first bad value; otherwise firsts (blocks) has that of each block, or n.
 template <class T, class Bad>
-__global__ void note_first_kernel(const T* values, Index n, Bad bad, int rule, Note* note) {
-  LEC7_SHARED(first, Index[kThreads]);
+__global__ void __launch_bounds__(kThreads)
+    find_bad_kernel(const T* values, Index n, Bad bad, Index* firsts, int rule, Note* note) {
+  const Index begin = blockIdx.x * kRange, end = begin + kRange < n ? begin + kRange : n;
   Index mine = n;
-  for (Index i = threadIdx.x; i < n && mine == n; i += kThreads) {
-    if (bad(values[i])) mine = i;
+#pragma unroll 4
+  for (Index i = begin + threadIdx.x; i < end; i += kThreads) {
+    if (bad(values[i]) && i < mine) mine = i;
   }
-  first[threadIdx.x] = mine;
-  __syncthreads();
+  const Index first = first_of(mine);
   if (threadIdx.x != 0) return;
-  for (int t = 1; t < kThreads; ++t) mine = first[t] < mine ? first[t] : mine;
-  if (mine < n && note->rule == 0) {
-    note->position = mine;
-    note->value = static_cast<double>(values[mine]);
-    note->whole = static_cast<Index>(values[mine]);
-    note->rule = rule;
-  }
+  if (gridDim.x > 1) firsts[blockIdx.x] = first;
+  else if (first < n) note_bad(values, first, rule, note);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    note_first_kernel(const T* values, Index n, const Index* firsts, Index blocks, int rule, Note* note) {
+  Index mine = n;
+  for (Index i = threadIdx.x; i < blocks; i += kThreads) mine = firsts[i] < mine ? firsts[i] : mine;
+  const Index first = first_of(mine);
+  if (threadIdx.x == 0 && first < n) note_bad(values, first, rule, note);
 }
 
 template <class T, class Bad>
 void note_first(const T* values, Index n, Bad bad, int rule) {
-  launch("note_first_kernel", note_first_kernel<T, Bad>, {n > 0 ? 1u : 0u, kThreads}, values, n, bad, rule,
+  const Index blocks = ceil_div(n, kRange);
+  Buffer<Index> firsts(blocks > 1 ? blocks : 0);
+  launch("find_bad_kernel", find_bad_kernel<T, Bad>, {static_cast<unsigned>(blocks), kThreads}, values, n, bad,
+         firsts.data(), rule, notes().note);
+  if (blocks <= 1) return;
+  launch("note_first_kernel", note_first_kernel<T>, {1, kThreads}, values, n, firsts.data(), blocks, rule,
          notes().note);
 }
 

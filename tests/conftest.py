@@ -45,6 +45,12 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
     ops.set_schedule()
 
 
+@pytest.fixture(params=ISAS)
+def cpu(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The CPU's backend under one ISA, for what CUDA does in a way of its own."""
+    yield from cpu_under(request.param)
+
+
 def cpu_under(isa: str) -> Iterator[Any]:
     if isa not in _cpu._usable_isas():
         missing(isa, f"{isa} is not usable here")

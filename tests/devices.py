@@ -1,13 +1,13 @@
 """CUDA backends as the tests of the ops see them: NumPy arrays go in and come out."""
 
-import importlib.util
 import os
-import sys
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy import ndarray
+
+from lec7 import cuda
 
 # Read by the host, whatever the backend.
 ON_THE_HOST = ("lengths", "key_lengths")
@@ -79,15 +79,8 @@ def same_memory(a: ndarray, b: ndarray | np.generic) -> bool:
 
 
 def cuda_module(name: str) -> ModuleType:
-    """The module "cuda" of the package, or "cuda_host" from where LEC7_CUDA_HOST says, or ImportError."""
-    path = os.environ.get("LEC7_CUDA_HOST")
-    if name != "cuda_host" or not path:
-        return importlib.import_module(f"lec7._{name}")
-    if "lec7._cuda_host" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("lec7._cuda_host", path)
-        if spec is None or spec.loader is None:
-            raise ImportError(f"LEC7_CUDA_HOST: {path} is no extension module")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        sys.modules["lec7._cuda_host"] = module
-    return sys.modules["lec7._cuda_host"]
+    """The backend "cuda", or "cuda_host" where LEC7_CUDA_HOST names that build; ImportError without it."""
+    host = bool(os.environ.get("LEC7_CUDA_HOST"))
+    if host != (name == "cuda_host"):
+        raise ImportError("LEC7_CUDA_HOST names the host build" if host else "LEC7_CUDA_HOST is not set")
+    return cuda._module()

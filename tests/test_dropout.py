@@ -10,7 +10,7 @@ def forward_and_backward(**parameters):
     return lambda ops, x, dy: (ops.dropout_forward(x, **parameters), ops.dropout_backward(dy, **parameters))
 
 
-@pytest.mark.parametrize(
+KNOWN_ANSWERS = pytest.mark.parametrize(
     ("counter", "key", "words"),
     [
         # The known answers that the authors of Philox publish with it.
@@ -23,8 +23,17 @@ def forward_and_backward(**parameters):
         ),
     ],
 )
+
+
+@KNOWN_ANSWERS
 def test_philox_known_answers(counter, key, words):
     assert tuple(int(word) for word in philox4x32(counter, key)) == words
+
+
+@KNOWN_ANSWERS
+def test_philox_known_answers_of_backends(counter, key, words, backend):
+    first, offset, seed = (low + (high << 32) for low, high in (counter[:2], counter[2:], key))
+    assert tuple(backend._philox(seed, offset, first, 1).view(np.uint32)[0].tolist()) == words
 
 
 @pytest.mark.parametrize("backend_name", ["reference", "cpu"])

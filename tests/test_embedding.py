@@ -49,7 +49,7 @@ def test_embedding_agrees(integer, backend, rng):
 @pytest.mark.parametrize("vocabulary", [2, 255, 256, 65_537])
 @pytest.mark.parametrize("width", [3, 8])
 def test_embedding_of_many_tokens_agrees(vocabulary, width, backend, rng):
-    """Several tiles of a sort, with one, two and three passes; tokens that are rare and that are everywhere."""
+    """Several tiles of a sort of one, two and three passes; tokens that are rare and that are everywhere."""
     tokens, weight, dy = operands(rng, (2500,), vocabulary, width)
     tokens[rng.random(tokens.shape) < 0.5] = vocabulary - 1
     agrees("embedding", backend, forward_and_backward, tokens, weight, dy)

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
+from devices import DeviceOps
 
 from lec7 import _cpu, reference
 
@@ -238,7 +239,10 @@ def test_frozen_batch_norm_changes_nothing(backend, rng):
     for vector in vectors:
         vector.flags.writeable = False
     backend.batch_norm_forward(x, *vectors, training=False)
-    rejects(ValueError, ("running_mean", "read-only"), backend.batch_norm_forward, x, *vectors, training=True)
+    if not isinstance(backend, DeviceOps):  # a device array has no such flag
+        rejects(
+            ValueError, ("running_mean", "read-only"), backend.batch_norm_forward, x, *vectors, training=True
+        )
 
 
 def test_batch_norm_rejects():
@@ -356,7 +360,8 @@ def test_layer_norm_honours_needs(backend, rng):
 
 
 def test_layer_norm_bits_do_not_depend_on_threads(backend, rng):
-    for shape in ((9, 33, 31, 17), (100, 3000), (70000, 3)):
+    many_rows = 7000 if isinstance(backend, DeviceOps) else 70000
+    for shape in ((9, 33, 31, 17), (100, 3000), (many_rows, 3)):
         same_bits(backend, layer, *layer_operands(rng, *shape))
 
 

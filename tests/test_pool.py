@@ -29,6 +29,7 @@ CASES = [
     ((0, 4, 4, 2), {"kernel_size": 2, "stride": 1}),
     ((1, 5, 7, 3), {"kernel_size": (1, 5), "stride": 1}),
     ((1, 3, 3, 2), {"kernel_size": 5, "stride": 5, "padding": 1}),  # a window larger than the image
+    ((2, 69, 71, 5), {"kernel_size": 3, "stride": 2}),  # many bands of cells, and of windows
     *(((2, 5, 6, n), {"kernel_size": 2, "stride": 1, "padding": 1}) for n in SIZES),
     *(((2, 3, n, 3), {"kernel_size": 3, "stride": 2, "padding": 1}) for n in SIZES),
     # 3d

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from checking import agrees, check_gradients, honours_needs, normal, rejects, same_bits
+from devices import DeviceOps
 
 from lec7 import _cpu, reference
 
@@ -171,6 +172,20 @@ def test_sequence_agrees(cell, parameters, ragged, reverse, backend, rng):
 
 
 @pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
+def test_long_recurrences_agree(cell, parameters, backend, rng):
+    # On CUDA: one kernel for all steps, with several chunks of rows and tiles of h; and step by step, where
+    # rows are many, and (on the four multiprocessors of the host) where weight_h does not fit.
+    unfit = {"rnn": 436, "lstm": 226, "gru": 260}[cell]
+    for t, n, d, h in ((3, 40, 5, 108), (3, 257, 2, 6), (2, 3, 4, unfit)):
+        x, state, weights = operands(rng, cell, t, n, d, h)
+        dys = [normal(rng, t, n, h), *(normal(rng, n, h) for _ in state)]
+        lengths = rng.integers(0, t + 1, n)
+        for reverse in (False, True):
+            run = sequence(cell, {**parameters, "reverse": reverse})
+            agrees(cell, backend, run, x, lengths if reverse else None, *state, *weights, *dys)
+
+
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_sequence_with_some_gradients_absent_agrees(cell, parameters, backend, rng):
     x, state, weights = operands(rng, cell, 3, 4, 5, 6)
     dys = [normal(rng, 3, 4, 6), *(normal(rng, 4, 6) for _ in state)]
@@ -239,7 +254,10 @@ def test_recurrent_honours_needs(cell, parameters, backend, rng):
 
 @pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_recurrent_bits_do_not_depend_on_threads(cell, parameters, backend, rng):
-    for t, n, d, h in ((4, 67, 65, 129), (6, 1, 100, 300), (50, 33, 70, 90)):
+    shapes = ((4, 67, 65, 129), (6, 1, 100, 300), (50, 33, 70, 90))
+    if isinstance(backend, DeviceOps):
+        shapes = ((3, 21, 9, 66), (3, 257, 3, 5))
+    for t, n, d, h in shapes:
         x, state, weights = operands(rng, cell, t, n, d, h)
         ends = [normal(rng, n, h) for _ in state]
         same_bits(backend, step(cell, parameters), x[0], *state, *weights, *ends)

@@ -4,13 +4,25 @@ import ast
 import importlib
 import inspect
 import re
+from contextlib import suppress
 
 import numpy as np
 import pytest
 from checking import required
+from devices import cuda_module
 
 import lec7
 from lec7 import _cpu, ops, reference
+
+
+def device_modules():
+    """The CUDA backends that are built: the package's, which loads without a GPU, and the host's."""
+    for name in ("cuda", "cuda_host"):
+        with suppress(ImportError):
+            yield importlib.import_module("lec7._cuda") if name == "cuda" else cuda_module(name)
+
+
+DEVICE_MODULES = list(device_modules())
 
 
 def compiled_signature(function):
@@ -43,10 +55,9 @@ def signature(function):
 def test_surface_is_complete():
     assert len(reference.__all__) == 81
     assert sorted(ops.__all__) == sorted(reference.__all__)
-    compiled = {
-        name for name, value in vars(_cpu).items() if name.endswith(("_forward", "_backward", "_update_"))
-    }
-    assert compiled <= set(reference.__all__)
+    for module in (_cpu, *DEVICE_MODULES):
+        compiled = {name for name in vars(module) if name.endswith(("_forward", "_backward", "_update_"))}
+        assert compiled <= set(reference.__all__), module.__name__
 
 
 @pytest.mark.parametrize("name", reference.__all__)
@@ -54,7 +65,8 @@ def test_surface_of_op(name):
     function = getattr(reference, name)
     assert signature(getattr(ops, name)) == signature(function)
     assert getattr(ops, name).__doc__ == function.__doc__
-    assert compiled_signature(getattr(_cpu, name)) == signature(function)
+    for module in (_cpu, *DEVICE_MODULES):
+        assert compiled_signature(getattr(module, name)) == signature(function), module.__name__
 
 
 @pytest.mark.parametrize("name", reference.__all__)
@@ -84,7 +96,7 @@ def test_ops_run_the_backend_in_use():
 @pytest.mark.parametrize("name", sorted(required()) or ["nothing"])
 def test_required_is_there(name):
     """What LEC7_REQUIRE names can run here."""
-    if name == "cuda":
-        importlib.import_module("lec7._cuda")
+    if name in ("cuda", "cuda_host"):
+        assert cuda_module(name).device_count() > 0
     elif name != "nothing":
         assert name in _cpu._usable_isas()

@@ -36,6 +36,9 @@ py::object max_backward(const Op& op, py::handle dy_, py::handle argmax_, py::ha
   const Array dy = float_array(op.name, "dy", dy_), argmax = integer_array(op.name, "argmax", argmax_);
   const Shape x_shape = parse_shape(op.name, "x_shape", x_shape_);
   const MaxPoolBackwardShape shape = max_pool_backward_shape(op.name, op.spatial, dy.shape(), argmax.shape(), x_shape);
+#if defined(LEC7_BACKEND_CUDA)  // whose kernel cannot tell the host
+  check_indices(op.name, {"argmax", argmax.shape()}, indices_of(argmax), -1, shape.cells_in);
+#endif
   const Array dx = new_array(dy.dtype(), x_shape);
   Index bad = -1;
   with_float(dy.dtype(), [&]<class T> {

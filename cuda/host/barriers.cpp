@@ -63,7 +63,7 @@ Meeting& meeting_with(unsigned mask, unsigned expected, std::size_t bytes, Where
   return *free;
 }
 
-Meeting& meet_lanes(unsigned mask, const void* value, std::size_t bytes, bool orders, Where where) {
+Meeting& meet_lanes(unsigned mask, const Slot& value, std::size_t bytes, bool orders, Where where) {
   FiberThread& me = self();
   const unsigned mine = lane(), base = me.linear - mine, n = volume(worker->launch->block);
   if ((mask >> mine & 1) == 0) die("calls a warp operation with a mask without its own lane", where);
@@ -72,7 +72,7 @@ Meeting& meet_lanes(unsigned mask, const void* value, std::size_t bytes, bool or
   Meeting& meeting = meeting_with(mask, mask & present, bytes, where);
   me.meeting = &meeting;
   me.where = where;
-  std::memcpy(meeting.slots[mine], value, bytes);
+  std::memcpy(meeting.slots[mine], value, sizeof value);
   if (orders) before(&meeting);
   meeting.arrived |= 1u << mine;
   meeting.reading |= 1u << mine;
@@ -105,10 +105,10 @@ void sync_grid(Where where) {
   meet(w.grid_barrier, 0, w.threads.size(), State::grid_barrier, where);
 }
 
-void sync_warp(unsigned mask, Where where) { meet_lanes(mask, nullptr, 0, true, where); }
+void sync_warp(unsigned mask, Where where) { meet_lanes(mask, Slot{}, 0, true, where); }
 
-Exchange exchange(unsigned mask, const void* value, std::size_t bytes, Where where) {
-  const Meeting& meeting = meet_lanes(mask, value, bytes, false, where);
+Exchange exchange_slots(unsigned mask, const Slot& mine, std::size_t bytes, Where where) {
+  const Meeting& meeting = meet_lanes(mask, mine, bytes, false, where);
   return {meeting.expected, meeting.slots};
 }
 

@@ -43,7 +43,7 @@ struct Barrier {
 
 // One operation of a warp: its lanes come, leave a value each, and when all are there each may read.
 struct Meeting {
-  alignas(16) unsigned char slots[kWarp][kMostExchanged];
+  alignas(16) Slot slots[kWarp];
   unsigned mask, expected, arrived;  // lanes
   unsigned reading = 0;              // lanes that came and have not gone to their next meeting; 0: it is free
   std::size_t bytes;

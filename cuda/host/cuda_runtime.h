@@ -56,14 +56,14 @@ namespace lec7::host {
 
 template <class T>
 T shuffle(unsigned mask, T value, unsigned source, Where where) {
-  const Exchange given = exchange(mask, &value, sizeof value, where);
+  const Exchange given = exchange(mask, value, where);
   if ((given.lanes >> source & 1) == 0) die("reads a lane that takes no part in its shuffle", where);
   return given.get<T>(source);
 }
 
 template <class Predicate>
 unsigned ballot(unsigned mask, int vote, Where where, Predicate&& counts) {
-  const Exchange given = exchange(mask, &vote, sizeof vote, where);
+  const Exchange given = exchange(mask, vote, where);
   unsigned result = 0;
   for (unsigned l = 0; l < kWarp; ++l) {
     if ((given.lanes >> l & 1) != 0 && counts(given.get<int>(l))) result |= 1u << l;
@@ -130,6 +130,7 @@ inline int __float_as_int(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(std::uint64_t{a} * b >> 32); }
 template <class T>

@@ -55,8 +55,8 @@ Fiber& fiber_of(FiberThread& thread) {
     } else {
       thread.fiber = w.idle.back();
       w.idle.pop_back();
+      if (!thread.fiber->created()) thread.fiber->create(&run_fiber);
     }
-    if (!thread.fiber->created()) thread.fiber->create(&run_fiber);
   }
   return *thread.fiber;
 }
@@ -75,10 +75,11 @@ void run_thread() {
   --w.live;
 }
 
-// A fiber runs threads one after the other, as long as none waits: a thread that waits keeps its fiber. But two threads
-// on one fiber would never race in ThreadSanitizer's eyes, so for it each has its own.
-void run_fiber() {
-  Fiber::begin();
+// Runs the current thread, and the fresh ones after it as long as none waits: a thread that waits keeps its fiber. But
+// two threads on one fiber would never race in ThreadSanitizer's eyes, so for it each has its own. Comes back when
+// there is another thread for this fiber, perhaps of another launch and on another thread of the operating system:
+// not inlined, since the compiler may keep the address of a thread_local.
+__attribute__((noinline)) void run_threads() {
   for (;;) {
     run_thread();
     Worker& w = *worker;
@@ -90,8 +91,14 @@ void run_fiber() {
       continue;
     }
     if (!kFindsRaces) w.idle.push_back(&mine);
-    mine.switch_to(thread == nullptr ? w.main : fiber_of(*thread));  // comes back with another `current`
+    mine.switch_to(thread == nullptr ? w.main : fiber_of(*thread));
+    return;
   }
+}
+
+void run_fiber() {
+  self().fiber->arrived();
+  for (;;) run_threads();
 }
 
 // ---- blocks ----
@@ -125,7 +132,10 @@ void run_blocks(std::uint64_t first, unsigned count) {
   const unsigned n = volume(w.launch->block);
   w.blocks.resize(count);
   w.threads.resize(std::size_t{n} * count);
-  while (w.fibers.size() < w.threads.size()) w.idle.push_back(&w.fibers.emplace_back());
+  while (w.fibers.size() < w.threads.size()) {
+    w.idle.push_back(&w.fibers.emplace_back());
+    if (kFindsRaces) w.fibers.back().create(&run_fiber);  // which orders what its creator did before
+  }
   for (unsigned b = 0; b < count; ++b) begin_block(w.blocks[b], std::size_t{n} * b, first + b);
   w.grid_barrier = {};
   w.live = w.threads.size();

@@ -83,21 +83,29 @@ constexpr unsigned kWarp = 32;
 constexpr std::size_t kMostExchanged = 32;
 inline unsigned lane() { return current->linear % kWarp; }
 
-// Each lane of the mask gives `bytes` and reads what any of them gave, until its next exchange. `lanes` of the mask
-// exist. An exchange orders no accesses to memory: that is for sync_warp.
+// What each lane of a mask gave, for any of them to read until its next exchange. `lanes` of the mask exist.
+using Slot = unsigned char[kMostExchanged];
 struct Exchange {
   unsigned lanes;
-  const unsigned char (*slots)[kMostExchanged];
+  const Slot* slots;
 
   template <class T>
   LEC7_NO_TSAN T get(unsigned from) const {
-    static_assert(sizeof(T) <= kMostExchanged);
     T value;
     __builtin_memcpy(&value, slots[from], sizeof value);
     return value;
   }
 };
-Exchange exchange(unsigned mask, const void* value, std::size_t bytes, Where where);
+Exchange exchange_slots(unsigned mask, const Slot& mine, std::size_t bytes, Where where);
+
+// This lane gives `value` and waits for the other lanes. It orders no accesses to memory: that is for sync_warp.
+template <class T>
+Exchange exchange(unsigned mask, const T& value, Where where) {
+  static_assert(sizeof(T) <= kMostExchanged);
+  Slot mine;
+  __builtin_memcpy(mine, &value, sizeof value);
+  return exchange_slots(mask, mine, sizeof value, where);
+}
 
 // The block's array for this site (one address for each declaration), the same for all its threads.
 void* shared_memory(const void* site, std::size_t bytes, std::size_t alignment);

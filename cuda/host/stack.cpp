@@ -47,10 +47,6 @@ constexpr std::size_t kStack = std::size_t{256} << 10;
 constexpr std::size_t kStack = std::size_t{64} << 10;
 #endif
 
-#if defined(__SANITIZE_ADDRESS__)
-thread_local Fiber* left = nullptr;
-#endif
-
 }  // namespace
 
 void Fiber::create(void (*body)()) {
@@ -89,22 +85,20 @@ Fiber::~Fiber() {
 
 void Fiber::switch_to(Fiber& to) {
 #if defined(__SANITIZE_ADDRESS__)
-  left = this;
+  to.from_ = this;
   __sanitizer_start_switch_fiber(&frames_, to.lowest_, to.bytes_);
 #endif
 #if defined(LEC7_TSAN)
   __tsan_switch_to_fiber(to.tsan_, __tsan_switch_to_fiber_no_sync);
 #endif
   lec7_switch_stack(&registers_, to.registers_);
-#if defined(__SANITIZE_ADDRESS__)
-  // The bounds of the stack that was left: those of the operating system's thread are not known before.
-  __sanitizer_finish_switch_fiber(frames_, &left->lowest_, &left->bytes_);
-#endif
+  arrived();
 }
 
-void Fiber::begin() {
+void Fiber::arrived() {
 #if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &left->lowest_, &left->bytes_);
+  // Asks for the bounds of the stack that was left: those of the operating system's thread are not known before.
+  __sanitizer_finish_switch_fiber(frames_, &from_->lowest_, &from_->bytes_);
 #endif
 }
 

@@ -20,18 +20,20 @@ class Fiber {
 
   // Goes on with `to`; returns when somebody switches back.
   void switch_to(Fiber& to);
-  // The first thing that `body` does.
-  static void begin();
+  // The first thing that `body` does on its fiber.
+  void arrived();
 
   // The fiber is now the stack of this operating system's thread.
   void adopt();
 
  private:
-  void* memory_ = nullptr;        // the page, then the stack
-  void* registers_ = nullptr;     // saved on the stack, while it does not run
-  const void* lowest_ = nullptr;  // for AddressSanitizer: the stack's bounds, and the frames that it moved elsewhere
+  void* memory_ = nullptr;     // the page, then the stack
+  void* registers_ = nullptr;  // saved on the stack, while it does not run
+  // For AddressSanitizer: the stack's bounds, its frames that lie elsewhere, and who switched to it.
+  const void* lowest_ = nullptr;
   std::size_t bytes_ = 0;
   void* frames_ = nullptr;
+  Fiber* from_ = nullptr;
   void* tsan_ = nullptr;
 };
 

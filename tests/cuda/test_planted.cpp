@@ -120,7 +120,7 @@ constexpr unsigned kStaticLine = __LINE__ + 4;
 __global__ void static_overrun_kernel(float* y) {
   LEC7_SHARED(values, float[64]);
   LEC7_SHARED(others, float[64]);
-  values[threadIdx.x + 1] = 1;
+  (&values[0])[threadIdx.x + 1] = 1;
   others[threadIdx.x] = 2;
   __syncthreads();
   y[threadIdx.x] = values[63 - threadIdx.x] + others[threadIdx.x];
@@ -450,9 +450,7 @@ __global__ void misaligned_row_kernel(float* y) {
   y[threadIdx.x] = __int_as_float(static_cast<int>(r[0]));
 }
 PLANT(misaligned_row) { warp_plant(misaligned_row_kernel); }
-TEST(a_matrix_row_that_is_not_aligned) {
-  expect_caught("misaligned_row", {at(kRowLine), "not 16-byte aligned"});
-}
+TEST(a_matrix_row_that_is_not_aligned) { expect_caught("misaligned_row", {at(kRowLine), "not 16-byte aligned"}); }
 
 }  // namespace
 }  // namespace lec7::test

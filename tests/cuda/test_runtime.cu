@@ -2,6 +2,7 @@
 #include <cmath>
 #include <new>
 
+#include "arrays.h"
 #include "device.h"
 
 namespace lec7::test {

@@ -4,6 +4,7 @@
 #include <set>
 #include <thread>
 
+#include "arrays.h"
 #include "device.h"
 
 namespace lec7::test {
@@ -44,7 +45,9 @@ TEST(threads_run_in_order_unless_they_are_shuffled) {
   CHECK(orders.count(plain) == 0);
 }
 
-__global__ void note_worker_kernel(std::thread::id* ids) { ids[blockIdx.x] = std::this_thread::get_id(); }
+__global__ void note_worker_kernel(std::thread::id* ids) {
+  if (threadIdx.x == 0) ids[blockIdx.x] = std::this_thread::get_id();
+}
 
 TEST(blocks_are_shared_out_among_workers) {
   host::schedule() = {3, false, 1};

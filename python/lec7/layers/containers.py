@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -100,18 +101,26 @@ class Concat(Layer):
         ys, caches = zip(
             *(layer.forward(x, training=training) for layer in self.children.values()), strict=True
         )
-        y = ops.concat_forward(ys) if self.axis == -1 else np.concatenate(ys, axis=self.axis)
-        return y, (caches, [y.shape[self.axis] for y in ys])
+        # Along another axis than the last, what follows the axis counts as channels.
+        y = ops.concat_forward([self._flat(y) for y in ys])
+        shape, axis = list(ys[0].shape), self.axis
+        shape[axis] = sum(y.shape[axis] for y in ys)
+        return y.reshape(tuple(shape)), (caches, [y.shape for y in ys])
+
+    def _flat(self, array: Array) -> Array:
+        """As a matrix whose columns are ``axis`` and what follows it."""
+        axis = self.axis % array.ndim
+        return array.reshape((math.prod(array.shape[:axis]), math.prod(array.shape[axis:])))
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
-        caches, sizes = cache
+        caches, shapes = cache
         dx: Array | None = None
-        if self.axis == -1:
-            parts = ops.concat_backward(dy, channels=sizes)
-        else:
-            parts = np.split(dy, np.cumsum(sizes)[:-1], axis=self.axis)
-        for layer, part, layer_cache in zip(self.children.values(), parts, caches, strict=True):
-            grad = layer.backward(part, layer_cache, needs_dx=needs_dx)
+        columns = [math.prod(shape[self.axis % len(shape) :]) for shape in shapes]
+        parts = ops.concat_backward(self._flat(dy), channels=columns)
+        for layer, part, shape, layer_cache in zip(
+            self.children.values(), parts, shapes, caches, strict=True
+        ):
+            grad = layer.backward(part.reshape(shape), layer_cache, needs_dx=needs_dx)
             dx = grad if dx is None or grad is None else _sum(dx, grad, dy, caches)
         return dx
 

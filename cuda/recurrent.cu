@@ -1,0 +1,534 @@
+// Recurrent sequences. x Wx + b of all steps is one matrix product, and so are the gradients of the weights, of x and
+// the bias; what is left is the recurrence, in one of two ways:
+//
+//   persistent  one launch for the whole sequence. A block owns some hidden units, with all their gates, for some rows
+//               of the batch, and keeps its columns of Wh (backward: its rows) in shared memory from the first step to
+//               the last; all blocks meet once a step, where they exchange h (backward: dz) through L2. A step is 2 N H
+//               G H FLOPs and reads 4 N H numbers in each group of blocks, where a product of its own would read Wh
+//               too: a step takes the time of the barrier, a few microseconds, as long as rows are few
+//   steps       where Wh does not fit, rows are many or there is one step: a matrix product and an elementwise kernel
+//               for each step, bound by the reading of Wh, 4 G H H bytes, or by arithmetic
+//
+// The order of sums is the same from run to run; it depends on the sizes and, in the persistent kernels, on the number
+// of the GPU's multiprocessors.
+//
+// Backward hands dh on in two parts: through Wh, a product with dz, and directly (the GRU's z). Rows that are not alive
+// at a step have dz = 0 and keep the direct part, so that a row's last step finds dh_last there, and dh0 is what is
+// left at the end, whatever the lengths are.
+#include "lec7/recurrent.h"
+
+#include <algorithm>
+
+#include "activation.h"
+#include "arrays.h"
+#include "async_copy.h"
+#include "gemm.h"
+#include "grid.h"
+#include "kernel.h"
+
+namespace lec7::cuda {
+namespace {
+
+constexpr Index kMostRows = 256;              // of a batch, up to which a step is bound by latency
+constexpr int kTileBytes = 16 << 10;          // of h or dz, in each of two buffers
+constexpr int kSumBytes = 4 * 16 * kThreads;  // a thread's 4 x 4 sums
+
+using Forward = RecurrentForward<float>;
+using Backward = RecurrentBackward<float>;
+
+// ---- where rows begin and end ----
+
+template <class Arrays>
+__device__ Index time_of(const RecurrentShape& s, const Arrays& a, Index step) {
+  return a.reverse ? s.steps - 1 - step : step;
+}
+template <class Arrays>
+__device__ Index length_of(const RecurrentShape& s, const Arrays& a, Index n) {
+  return a.lengths == nullptr ? s.steps : a.lengths[n];
+}
+// Is h0 the state of row n before time t? (Also where the row has not begun.)
+template <class Arrays>
+__device__ bool begins(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
+  return a.reverse ? t + 1 >= length_of(s, a, n) : t == 0;
+}
+// The row of a (T, N, H) array that came before (t, n).
+template <class Arrays>
+__device__ Index row_before(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
+  return (a.reverse ? t + 1 : t - 1) * s.batch + n;
+}
+// h of row n before time t.
+template <class Arrays>
+__device__ const float* state_before(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
+  return begins(s, a, t, n) ? a.h0 + n * s.hidden : a.hs + row_before(s, a, t, n) * s.hidden;
+}
+
+// ---- one unit of one row at one step ----
+
+// `product`: of h with the columns of Wh, gate by gate; x Wx + b stands where the gates will (RNN: where h will).
+template <int G>
+__device__ void unit_forward(const RecurrentShape& s, const Forward& a, Index t, Index n, Index j,
+                             const float (&product)[G], float h_before) {
+  const Index H = s.hidden, row = t * s.batch + n, length = length_of(s, a, n);
+  const bool lives = t < length;
+  float* const z = (G == 1 ? a.hs : a.gates) + row * G * H + j;
+  float h, c = 0;
+  if constexpr (G == 1) {
+    h = activate(s.cell == Cell::rnn_relu ? Activation::relu : Activation::tanh, z[0] + product[0]);
+  } else if constexpr (G == 4) {
+    const float in = sigmoid(z[0] + product[0]), forget = sigmoid(z[H] + product[1]);
+    const float out = sigmoid(z[2 * H] + product[2]), g = tanhf(z[3 * H] + product[3]);
+    c = forget * (begins(s, a, t, n) ? a.c0[n * H + j] : a.cells[row_before(s, a, t, n) * H + j]) + in * g;
+    h = out * tanhf(c);
+    z[0] = in, z[H] = forget, z[2 * H] = out, z[3 * H] = g;
+    a.cells[row * H + j] = c;
+  } else {
+    const float r = sigmoid(z[0] + product[0]), keep = sigmoid(z[H] + product[1]);
+    const float candidate = tanhf(z[2 * H] + r * product[2]);
+    h = (1 - keep) * candidate + keep * h_before;
+    z[0] = r, z[H] = keep, z[2 * H] = candidate;
+    a.cells[row * H + j] = product[2];
+  }
+  a.hs[row * H + j] = lives ? h : 0;
+  const bool ends = lives && (a.reverse ? t == 0 : t == length - 1);
+  const bool never = length == 0 && (a.reverse ? t == 0 : t == s.steps - 1);
+  if (a.h_last != nullptr && (ends || never)) a.h_last[n * H + j] = ends ? h : a.h0[n * H + j];
+  if (G == 4 && (ends || never)) a.c_last[n * H + j] = ends ? c : a.c0[n * H + j];
+}
+
+// What the steps of backward share. dz as Wx sees it and as Wh sees it (the same but for the GRU), (T, N, G H); the
+// direct part of dh and dc, (N, H); h before each step, (T, N, H).
+struct Carried {
+  float *dz_x, *dz_h, *dh, *dc;
+  const float* before;
+};
+
+// `dh`: what came through Wh.
+template <int G>
+__device__ void unit_backward(const RecurrentShape& s, const Backward& a, const Carried& to, Index t, Index n, Index j,
+                              float dh) {
+  const Index H = s.hidden, row = t * s.batch + n, at = n * H + j;
+  float* const dz = to.dz_x + row * G * H + j;
+  float* const dz_h = to.dz_h + row * G * H + j;
+  dh += to.dh[at];
+  if (t >= length_of(s, a, n)) {
+    to.dh[at] = dh;
+#pragma unroll
+    for (int g = 0; g < G; ++g) dz[g * H] = dz_h[g * H] = 0;
+    return;
+  }
+  if (a.dhs != nullptr) dh += a.dhs[row * H + j];
+  float direct = 0;
+  if constexpr (G == 1) {
+    const Activation activation = s.cell == Cell::rnn_relu ? Activation::relu : Activation::tanh;
+    dz[0] = dh * activation_slope(activation, a.hs[row * H + j]);
+  } else if constexpr (G == 4) {
+    const float* const gates = a.gates + row * G * H + j;
+    const float in = gates[0], forget = gates[H], out = gates[2 * H], g = gates[3 * H];
+    const float c_before = begins(s, a, t, n) ? a.c0[at] : a.cells[row_before(s, a, t, n) * H + j];
+    const float tanh_c = tanhf(a.cells[row * H + j]);
+    const float dc = to.dc[at] + dh * out * (1 - tanh_c * tanh_c);
+    dz[0] = dc * g * in * (1 - in);
+    dz[H] = dc * c_before * forget * (1 - forget);
+    dz[2 * H] = dh * tanh_c * out * (1 - out);
+    dz[3 * H] = dc * in * (1 - g * g);
+    to.dc[at] = dc * forget;
+  } else {
+    const float* const gates = a.gates + row * G * H + j;
+    const float r = gates[0], keep = gates[H], candidate = gates[2 * H];
+    const float dz_n = dh * (1 - keep) * (1 - candidate * candidate);
+    const float dz_r = dz_n * a.cells[row * H + j] * r * (1 - r);
+    const float dz_z = dh * (to.before[row * H + j] - candidate) * keep * (1 - keep);
+    dz[0] = dz_h[0] = dz_r;
+    dz[H] = dz_h[H] = dz_z;
+    dz[2 * H] = dz_n;
+    dz_h[2 * H] = dz_n * r;
+    direct = dh * keep;
+  }
+  to.dh[at] = direct;
+}
+
+// ---- step by step ----
+
+template <int G>
+__global__ void recurrent_step_forward_kernel(RecurrentShape s, Forward a, Index t, const float* h_before,
+                                              const float* products) {
+  LEC7_STRIDED(i, s.batch * s.hidden) {
+    const Index n = i / s.hidden, j = i - n * s.hidden;
+    float product[G];
+#pragma unroll
+    for (int g = 0; g < G; ++g) product[g] = products[(n * G + g) * s.hidden + j];
+    unit_forward<G>(s, a, t, n, j, product, h_before[i]);
+  }
+}
+
+// products: null before the first step.
+template <int G>
+__global__ void recurrent_step_backward_kernel(RecurrentShape s, Backward a, Carried to, Index t,
+                                               const float* products) {
+  LEC7_STRIDED(i, s.batch * s.hidden) {
+    const Index n = i / s.hidden;
+    unit_backward<G>(s, a, to, t, n, i - n * s.hidden, products == nullptr ? 0 : products[i]);
+  }
+}
+
+// h before each of the steps [t, t + count), (count, N, H).
+template <class Arrays>
+__global__ void recurrent_before_kernel(RecurrentShape s, Arrays a, Index t, Index count, float* out) {
+  LEC7_STRIDED(i, count * s.batch * s.hidden) {
+    const Index row = i / s.hidden;
+    out[i] = state_before(s, a, t + row / s.batch, row % s.batch)[i - row * s.hidden];
+  }
+}
+
+// x without what stands past a row's end: it may be anything, NaN too; its dz is 0, but 0 times NaN is not.
+__global__ void recurrent_living_kernel(RecurrentShape s, Backward a, float* out) {
+  LEC7_STRIDED(i, s.steps * s.batch * s.inputs) {
+    const Index row = i / s.inputs;
+    out[i] = row / s.batch < length_of(s, a, row % s.batch) ? a.x[i] : 0;
+  }
+}
+
+__global__ void recurrent_first_kernel(Index n, const float* through, const float* direct, float* dh0) {
+  LEC7_STRIDED(i, n) dh0[i] = through[i] + direct[i];
+}
+
+// ---- persistent ----
+
+// How blocks share the work: block b has `units` units and `rows` rows, which it takes in chunks of 4 * row_groups. A
+// thread multiplies 4 rows with one quad of columns (4 gates of a unit, or 4 units) over one slice of the depth.
+struct Share {
+  int depth;  // of the product
+  int units, unit_blocks, rows, row_blocks;
+  int quads, row_groups, slices;
+  int tile;      // columns of h or dz that are in shared memory at a time
+  bool aligned;  // rows of h begin at 16 bytes
+
+  constexpr int blocks() const { return unit_blocks * row_blocks; }
+  constexpr int chunk() const { return 4 * row_groups; }
+  constexpr int padded_depth() const { return (depth + 3) / 4 * 4; }
+  constexpr std::size_t bytes() const {
+    return static_cast<std::size_t>(padded_depth()) * static_cast<std::size_t>(quads) * sizeof(float4) +
+           2 * kTileBytes + kSumBytes;
+  }
+};
+
+// A block's part of the work and its shared memory.
+struct Block {
+  const Share& share;
+  Index unit, row;  // the first ones
+  int units, rows;
+  float4* weights;  // (padded depth, quads)
+  float* tiles;
+  float4* sums;  // (slices, chunk, quads)
+
+  __device__ Block(const Share& p, const RecurrentShape& s, float4* shared)
+      : share(p),
+        unit(static_cast<Index>(blockIdx.x % p.unit_blocks) * p.units),
+        row(static_cast<Index>(blockIdx.x / p.unit_blocks) * p.rows),
+        units(static_cast<int>(s.hidden - unit < p.units ? s.hidden - unit : p.units)),
+        rows(static_cast<int>(s.batch - row < p.rows ? s.batch - row : p.rows)),
+        weights(shared),
+        tiles(reinterpret_cast<float*>(shared + static_cast<Index>(p.padded_depth()) * p.quads)),
+        sums(reinterpret_cast<float4*>(tiles + 2 * kTileBytes / sizeof(float))) {}
+
+  // weights[k][quad][c] = column(k, quad, c), with zeros past the depth.
+  template <class Column>
+  __device__ void load_weights(Column&& column) const {
+    const int count = share.padded_depth() * share.quads;
+    for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
+      const int quad = i / share.padded_depth(), k = i - quad * share.padded_depth();
+      float4 value = make_float4(0, 0, 0, 0);
+      if (k < share.depth) {
+        value = make_float4(column(k, quad, 0), column(k, quad, 1), column(k, quad, 2), column(k, quad, 3));
+      }
+      weights[k * share.quads + quad] = value;
+    }
+  }
+
+  // Begins to copy columns [k0, k0 + tile) of the rows of a chunk.
+  template <class RowOf>
+  __device__ void copy(int count, int k0, RowOf&& row_of, float* tile) const {
+    const int across = share.tile / 4;
+    for (int i = static_cast<int>(threadIdx.x); i < share.chunk() * across; i += kThreads) {
+      const int r = i / across, column = 4 * (i - r * across), left = r < count ? share.depth - k0 - column : 0;
+      const float* const from = left > 0 ? row_of(r) + k0 + column : row_of(0);
+      float* const to = tile + r * (share.tile + 4) + column;
+      if (share.aligned) {
+        copy_async16(to, from, left > 0 ? 16 : 0);
+      } else {
+        for (int l = 0; l < 4; ++l) copy_async4(to + l, l < left ? from + l : from, l < left);
+      }
+    }
+    commit_copies();
+  }
+
+  // The rows of a chunk, row_of(r) for r < count, times the weights: read them with products() or product().
+  template <class RowOf>
+  __device__ void multiply(int count, RowOf&& row_of) const {
+    const Share& p = share;
+    const int t = static_cast<int>(threadIdx.x), quad = t % p.quads, group = t / p.quads % p.row_groups;
+    const int slice = t / (p.quads * p.row_groups), stride = p.tile + 4;
+    float4 sum[4] = {};
+    copy(count, 0, row_of, tiles);
+    for (int k0 = 0, now = 0; k0 < p.depth; k0 += p.tile, now ^= 1) {
+      float* const tile = tiles + now * (kTileBytes / static_cast<int>(sizeof(float)));
+      if (k0 + p.tile < p.depth) {
+        copy(count, k0 + p.tile, row_of, tiles + (now ^ 1) * (kTileBytes / static_cast<int>(sizeof(float))));
+        wait_for_copies<1>();
+      } else {
+        wait_for_copies<0>();
+      }
+      __syncthreads();
+      const int end = p.padded_depth() - k0 < p.tile ? p.padded_depth() - k0 : p.tile;
+      if (slice < p.slices) {
+        for (int k = 4 * slice; k < end; k += 4 * p.slices) {
+          float4 w[4];
+#pragma unroll
+          for (int l = 0; l < 4; ++l) w[l] = weights[(k0 + k + l) * p.quads + quad];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float4 quad_of_row = *reinterpret_cast<const float4*>(tile + (group + i * p.row_groups) * stride + k);
+            const float x[4] = {quad_of_row.x, quad_of_row.y, quad_of_row.z, quad_of_row.w};
+#pragma unroll
+            for (int l = 0; l < 4; ++l) {
+              sum[i].x += x[l] * w[l].x;
+              sum[i].y += x[l] * w[l].y;
+              sum[i].z += x[l] * w[l].z;
+              sum[i].w += x[l] * w[l].w;
+            }
+          }
+        }
+      }
+      __syncthreads();
+    }
+    if (slice < p.slices) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[(slice * p.chunk() + group + i * p.row_groups) * p.quads + quad] = sum[i];
+    }
+    __syncthreads();
+  }
+
+  // Row r of the chunk times a quad of columns, or one of them.
+  __device__ float4 products(int r, int quad) const {
+    float4 sum = sums[r * share.quads + quad];
+    for (int slice = 1; slice < share.slices; ++slice) {
+      const float4 more = sums[(slice * share.chunk() + r) * share.quads + quad];
+      sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+    }
+    return sum;
+  }
+  __device__ float product(int r, int column) const {
+    const float* const first = reinterpret_cast<const float*>(sums + r * share.quads) + column;
+    float sum = first[0];
+    for (int slice = 1; slice < share.slices; ++slice) sum += first[4 * slice * share.chunk() * share.quads];
+    return sum;
+  }
+
+  // For each chunk of rows: body(first row, how many).
+  template <class Body>
+  __device__ void for_chunks(Body&& body) const {
+    for (int r = 0; r < rows; r += share.chunk()) body(row + r, rows - r < share.chunk() ? rows - r : share.chunk());
+  }
+  // body(r, j) for the rows of a chunk and the block's units: always the same thread for the same two.
+  template <class Body>
+  __device__ void for_units(int count, Body&& body) const {
+    for (int i = static_cast<int>(threadIdx.x); i < count * units; i += kThreads) body(i / units, i % units);
+  }
+};
+
+template <int G>
+__global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(RecurrentShape s, Forward a, Share share) {
+  LEC7_DYNAMIC_SHARED(shared, float4);
+  const Block block(share, s, shared);
+  const Index H = s.hidden;
+  block.load_weights([&](int k, int quad, int c) {
+    const int unit = G == 1 ? 4 * quad + c : quad, gate = G == 1 ? 0 : c;
+    return unit < block.units && gate < G ? a.weight_h[k * G * H + gate * H + block.unit + unit] : 0.0f;
+  });
+  for (Index step = 0; step < s.steps; ++step) {
+    const Index t = time_of(s, a, step);
+    block.for_chunks([&](Index n, int count) {
+      block.multiply(count, [&](int r) { return state_before(s, a, t, n + r); });
+      block.for_units(count, [&](int r, int unit) {
+        float product[G];
+        if constexpr (G == 1) {
+          product[0] = block.product(r, unit);
+        } else {
+          const float4 products = block.products(r, unit);
+          product[0] = products.x, product[1] = products.y, product[2] = products.z;
+          if constexpr (G == 4) product[3] = products.w;
+        }
+        const Index j = block.unit + unit;
+        unit_forward<G>(s, a, t, n + r, j, product, G == 3 ? state_before(s, a, t, n + r)[j] : 0);
+      });
+    });
+    if (step + 1 < s.steps) sync_grid();
+  }
+}
+
+template <int G>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrent_backward_kernel(RecurrentShape s, Backward a, Carried to, Share share) {
+  LEC7_DYNAMIC_SHARED(shared, float4);
+  const Block block(share, s, shared);
+  const Index H = s.hidden;
+  block.load_weights([&](int k, int quad, int c) {
+    return 4 * quad + c < block.units ? a.weight_h[(block.unit + 4 * quad + c) * G * H + k] : 0.0f;
+  });
+  // The walk back; after it, what comes through the first step's dz is dh0.
+  for (Index step = s.steps - 1; step >= (a.dh0 != nullptr ? -1 : 0); --step) {
+    const Index t = time_of(s, a, step), after = time_of(s, a, step + 1);
+    const bool last = step == s.steps - 1;
+    block.for_chunks([&](Index n, int count) {
+      if (!last) block.multiply(count, [&](int r) { return to.dz_h + (after * s.batch + n + r) * G * H; });
+      block.for_units(count, [&](int r, int unit) {
+        const Index j = block.unit + unit;
+        const float dh = last ? 0 : block.product(r, unit);
+        if (step >= 0) unit_backward<G>(s, a, to, t, n + r, j, dh);
+        else a.dh0[(n + r) * H + j] = dh + to.dh[(n + r) * H + j];
+      });
+    });
+    if (step >= 0) sync_grid();
+  }
+}
+
+// ---- host ----
+
+bool is_aligned(const float* data) { return reinterpret_cast<std::uintptr_t>(data) % sizeof(float4) == 0; }
+
+// A share whose weights stay in shared memory, or one with no blocks. A quad holds `per_quad` units. Rows are split as
+// far as the weights allow: a block reads the whole h (or dz) of its rows in each step.
+Share share_of(const RecurrentShape& s, Index depth, int per_quad, bool aligned) {
+  if (s.steps < 2 || s.batch == 0 || s.batch > kMostRows) return {};
+  const int hidden = static_cast<int>(s.hidden), batch = static_cast<int>(s.batch);
+  int row_blocks = 1;
+  while (8 * row_blocks <= batch) row_blocks *= 2;
+  for (row_blocks = std::min(row_blocks, properties().multiprocessors); row_blocks > 0; row_blocks /= 2) {
+    Share p{};
+    p.depth = static_cast<int>(depth);
+    p.aligned = aligned && depth % 4 == 0;
+    p.units = static_cast<int>(ceil_div(hidden, properties().multiprocessors / row_blocks));
+    p.units = static_cast<int>(ceil_div(p.units, per_quad)) * per_quad;
+    p.unit_blocks = (hidden + p.units - 1) / p.units;
+    p.rows = (batch + row_blocks - 1) / row_blocks;
+    p.row_blocks = (batch + p.rows - 1) / p.rows;
+    p.quads = p.units / per_quad;
+    if (p.quads > kThreads) continue;
+    p.row_groups = std::min((p.rows + 3) / 4, kThreads / p.quads);
+    p.slices = kThreads / (p.quads * p.row_groups);
+    const int widest = kTileBytes / static_cast<int>(sizeof(float)) / p.chunk() - 4;
+    p.tile = std::min(p.padded_depth(), widest / 4 * 4);
+    if (p.bytes() <= properties().shared_per_block) return p;
+  }
+  return {};
+}
+
+template <class Body>
+void with_gates(Cell cell, Body&& body) {
+  switch (cell) {
+    case Cell::lstm: return body.template operator()<4>();
+    case Cell::gru: return body.template operator()<3>();
+    default: return body.template operator()<1>();
+  }
+}
+
+template <int G>
+void forward(const RecurrentShape& s, const Forward& a) {
+  const Index H = s.hidden, size = s.batch * H;
+  gemm(s.steps * s.batch, G * H, s.inputs, {a.x, s.inputs}, {a.weight_x, G * H}, G == 1 ? a.hs : a.gates, G * H,
+       a.bias);
+  const Share share = share_of(s, H, G == 1 ? 4 : 1, is_aligned(a.h0) && is_aligned(a.hs));
+  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
+  if (fits_at_once(recurrent_forward_kernel<G>, grid)) {
+    launch("recurrent_forward_kernel", recurrent_forward_kernel<G>, grid, s, a, share);
+    return;
+  }
+  Buffer<float> products(size * G), state(a.reverse && a.lengths != nullptr ? size : 0);
+  for (Index step = 0; step < s.steps; ++step) {
+    const Index t = a.reverse ? s.steps - 1 - step : step;
+    const float* h_before = step == 0 ? a.h0 : a.hs + (a.reverse ? t + 1 : t - 1) * size;
+    if (state.data() != nullptr) {  // rows begin at different steps
+      launch("recurrent_before_kernel", recurrent_before_kernel<Forward>, strided_grid(size), s, a, t, Index{1},
+             state.data());
+      h_before = state.data();
+    }
+    gemm(s.batch, G * H, H, {h_before, H}, {a.weight_h, G * H}, products.data(), G * H);
+    launch("recurrent_step_forward_kernel", recurrent_step_forward_kernel<G>, strided_grid(size), s, a, t, h_before,
+           products.data());
+  }
+}
+
+void copy_or_zero(float* to, const float* from, Index n) {
+  if (from != nullptr) copy_on_device(to, from, static_cast<std::size_t>(n) * sizeof(float));
+  else fill_words(to, 0, n);
+}
+
+template <int G>
+void backward(const RecurrentShape& s, const Backward& a) {
+  const Index H = s.hidden, size = s.batch * H, rows = s.steps * s.batch;
+  Buffer<float> dz_x(rows * G * H), dz_h_of_gru(G == 3 ? rows * G * H : 0);
+  Buffer<float> before(rows * H), direct(size), dc_unwanted(G == 4 && a.dc0 == nullptr ? size : 0);
+  const Carried to{dz_x.data(), G == 3 ? dz_h_of_gru.data() : dz_x.data(), direct.data(),
+                   a.dc0 == nullptr ? dc_unwanted.data() : a.dc0, before.data()};
+  copy_or_zero(to.dh, a.dh_last, size);
+  if (G == 4) copy_or_zero(to.dc, a.dc_last, size);
+  launch("recurrent_before_kernel", recurrent_before_kernel<Backward>, strided_grid(rows * H), s, a, Index{0}, s.steps,
+         before.data());
+
+  const Share share = share_of(s, G * H, 4, true);
+  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
+  if (fits_at_once(recurrent_backward_kernel<G>, grid)) {
+    launch("recurrent_backward_kernel", recurrent_backward_kernel<G>, grid, s, a, to, share);
+  } else {
+    Buffer<float> products(size);
+    for (Index step = s.steps - 1; step >= 0; --step) {
+      const Index t = a.reverse ? s.steps - 1 - step : step;
+      launch("recurrent_step_backward_kernel", recurrent_step_backward_kernel<G>, strided_grid(size), s, a, to, t,
+             step == s.steps - 1 ? nullptr : products.data());
+      if (step == 0 && a.dh0 == nullptr) break;
+      gemm(s.batch, H, G * H, {to.dz_h + t * size * G, G * H}, {a.weight_h, G * H, true}, products.data(), H);
+    }
+    if (a.dh0 != nullptr) {
+      launch("recurrent_first_kernel", recurrent_first_kernel, strided_grid(size), size, products.data(), to.dh, a.dh0);
+    }
+  }
+
+  if (a.dweight_x != nullptr) {
+    Buffer<float> living(a.lengths != nullptr ? rows * s.inputs : 0);
+    if (a.lengths != nullptr) {
+      launch("recurrent_living_kernel", recurrent_living_kernel, strided_grid(rows * s.inputs), s, a, living.data());
+    }
+    gemm(s.inputs, G * H, rows, {a.lengths != nullptr ? living.data() : a.x, s.inputs, true}, {to.dz_x, G * H},
+         a.dweight_x, G * H);
+  }
+  if (a.dweight_h != nullptr) gemm(H, G * H, rows, {to.before, H, true}, {to.dz_h, G * H}, a.dweight_h, G * H);
+  if (a.dbias != nullptr) column_sum(rows, G * H, to.dz_x, G * H, a.dbias);
+  if (a.dx != nullptr) gemm(rows, s.inputs, G * H, {to.dz_x, G * H}, {a.weight_x, G * H, true}, a.dx, s.inputs);
+}
+
+// The arrays with lengths that the device can read.
+template <class Arrays>
+Arrays with_lengths(const RecurrentShape& s, Arrays a, Buffer<Index>& lengths) {
+  if (a.lengths == nullptr) return a;
+  copy_to_device(lengths.data(), a.lengths, static_cast<std::size_t>(s.batch) * sizeof(Index));
+  a.lengths = lengths.data();
+  return a;
+}
+
+}  // namespace
+
+template <>
+void recurrent_forward(const RecurrentShape& s, const RecurrentForward<float>& arrays) {
+  Buffer<Index> lengths(arrays.lengths == nullptr ? 0 : s.batch);
+  const Forward a = with_lengths(s, arrays, lengths);
+  with_gates(s.cell, [&]<int G> { forward<G>(s, a); });
+}
+
+template <>
+void recurrent_backward(const RecurrentShape& s, const RecurrentBackward<float>& arrays) {
+  Buffer<Index> lengths(arrays.lengths == nullptr ? 0 : s.batch);
+  const Backward a = with_lengths(s, arrays, lengths);
+  with_gates(s.cell, [&]<int G> { backward<G>(s, a); });
+}
+
+}  // namespace lec7::cuda
