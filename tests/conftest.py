@@ -50,6 +50,22 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param in ISAS:
         yield from cpu_under(request.param)
         return
+    yield from device_under(request)
+
+
+@pytest.fixture(params=ISAS)
+def cpu(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The CPU's backend under one ISA, for what CUDA does in a way of its own."""
+    yield from cpu_under(request.param)
+
+
+@pytest.fixture(params=devices(*DEVICES))
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """One of CUDA's backends, for what the CPU does not have."""
+    yield from device_under(request)
+
+
+def device_under(request: pytest.FixtureRequest) -> Iterator[Any]:
     ops = DeviceOps(device_module(request.param), request.param)
     if request.node.callspec.params.get("dtype", np.float32) not in ops.dtypes:
         pytest.skip("CUDA has float32 alone")
@@ -57,12 +73,6 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
         ops.set_schedule(workers=2, shuffle=True, seed=zlib.crc32(request.node.nodeid.encode()))
     yield ops
     ops.set_schedule()
-
-
-@pytest.fixture(params=ISAS)
-def cpu(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """The CPU's backend under one ISA, for what CUDA does in a way of its own."""
-    yield from cpu_under(request.param)
 
 
 def cpu_under(isa: str) -> Iterator[Any]:
