@@ -25,6 +25,7 @@
 #include "gemm.h"
 #include "grid.h"
 #include "kernel.h"
+#include "lengths.h"
 
 namespace lec7::cuda {
 namespace {
@@ -531,28 +532,25 @@ void backward(const RecurrentShape& s, const Backward& a) {
   if (a.dx != nullptr) gemm(rows, s.inputs, G * H, {to.dz_x, G * H}, {a.weight_x, G * H, true}, a.dx, s.inputs);
 }
 
-// The arrays with lengths that the device can read.
-template <class Arrays>
-Arrays with_lengths(const RecurrentShape& s, Arrays a, Buffer<Index>& lengths) {
-  if (a.lengths == nullptr) return a;
-  copy_to_device(lengths.data(), a.lengths, static_cast<std::size_t>(s.batch) * sizeof(Index));
-  a.lengths = lengths.data();
-  return a;
+std::span<const Index> lengths_of(const RecurrentShape& s, const Index* lengths) {
+  return {lengths, lengths == nullptr ? 0 : static_cast<std::size_t>(s.batch)};
 }
 
 }  // namespace
 
 template <>
 void recurrent_forward(const RecurrentShape& s, const RecurrentForward<float>& arrays) {
-  Buffer<Index> lengths(arrays.lengths == nullptr ? 0 : s.batch);
-  const Forward a = with_lengths(s, arrays, lengths);
+  Lengths lengths(lengths_of(s, arrays.lengths));
+  Forward a = arrays;
+  a.lengths = lengths.data();
   with_gates(s.cell, [&]<int G> { forward<G>(s, a); });
 }
 
 template <>
 void recurrent_backward(const RecurrentShape& s, const RecurrentBackward<float>& arrays) {
-  Buffer<Index> lengths(arrays.lengths == nullptr ? 0 : s.batch);
-  const Backward a = with_lengths(s, arrays, lengths);
+  Lengths lengths(lengths_of(s, arrays.lengths));
+  Backward a = arrays;
+  a.lengths = lengths.data();
   with_gates(s.cell, [&]<int G> { backward<G>(s, a); });
 }
 
