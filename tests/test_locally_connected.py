@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
+from devices import DeviceOps
 
 from lec7 import _cpu, layers, reference
 
@@ -88,6 +89,8 @@ def test_locally_connected_gradients(case, rng):
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_locally_connected_agrees(case, backend, rng):
+    if isinstance(backend, DeviceOps) and case[1] == (20, 20):
+        pytest.skip("CUDA has nothing that goes past caches")
     agrees("locally_connected", backend, forward_and_backward(case[-1]), *operands(rng, *case))
 
 
@@ -106,11 +109,13 @@ def test_locally_connected_honours_needs(backend, rng):
 
 
 def test_locally_connected_bits_do_not_depend_on_threads(backend, rng):
-    for case in (
+    on_threads = (
         (3, (14, 15), (3, 3), 19, 35, 1),
         (9, (16, 17), (5, 4), 6, 17, (2, 1)),
         (1, (20, 20), (3, 3), 3, 9, 1),
-    ):
+    )
+    on_cuda = ((3, (4, 5), (3, 3), 35, 19, 1), (20, (6, 5), (4, 2), 6, 17, (2, 1)))
+    for case in on_cuda if isinstance(backend, DeviceOps) else on_threads:
         same_bits(backend, forward_and_backward(case[-1]), *operands(rng, *case))
 
 
