@@ -11,7 +11,7 @@
 namespace lec7::cuda {
 namespace {
 
-thread_local cudaStream_t stream = nullptr;
+thread_local Stream stream_in_use;
 std::atomic<bool> tf32 = false;
 
 // The kernels launched since the last synchronization, the newest last: the one that failed is among them.
@@ -92,11 +92,18 @@ const Properties& properties() {
 bool allow_tf32() { return tf32; }
 void set_allow_tf32(bool allow) { tf32 = allow; }
 
-cudaStream_t current_stream() { return stream; }
-void set_current_stream(cudaStream_t other) { stream = other; }
+Stream new_stream() {
+  cudaStream_t stream;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
+  return Stream(stream, [](cudaStream_t last) { cudaStreamDestroy(last); });
+}
+
+cudaStream_t current_stream() { return stream_in_use.get(); }
+const Stream& shared_current_stream() { return stream_in_use; }
+void set_current_stream(Stream stream) { stream_in_use = std::move(stream); }
 
 void synchronize() {
-  const cudaError_t error = cudaStreamSynchronize(stream);
+  const cudaError_t error = cudaStreamSynchronize(current_stream());
   if (error != cudaSuccess) {
     const std::string kernels = launched_last();
     launches = 0;
@@ -126,12 +133,12 @@ Grid strided_grid(Index n) {
 
 void* allocate(std::size_t bytes) {
   void* block = nullptr;
-  cudaError_t error = cudaMallocAsync(&block, bytes, stream);
+  cudaError_t error = cudaMallocAsync(&block, bytes, current_stream());
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     synchronize();
     empty_cache();
-    error = cudaMallocAsync(&block, bytes, stream);
+    error = cudaMallocAsync(&block, bytes, current_stream());
   }
   check(error, "cudaMallocAsync");
   return block;
@@ -158,14 +165,14 @@ void set_memory_limit(std::size_t bytes) {
 void empty_cache() { check(cudaMemPoolTrimTo(pool(), 0), "cudaMemPoolTrimTo"); }
 
 void copy_to_device(void* to, const void* from, std::size_t bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream), "cudaMemcpyAsync");
+  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, current_stream()), "cudaMemcpyAsync");
 }
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream), "cudaMemcpyAsync");
+  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, current_stream()), "cudaMemcpyAsync");
   synchronize();
 }
 void copy_on_device(void* to, const void* from, std::size_t bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream), "cudaMemcpyAsync");
+  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, current_stream()), "cudaMemcpyAsync");
 }
 
 }  // namespace lec7::cuda

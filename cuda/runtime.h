@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <source_location>
 #include <string>
 #include <string_view>
@@ -34,8 +35,13 @@ void set_allow_tf32(bool allow);
 
 // ---- streams ----
 
+// A stream lives as long as memory that is to be released on it. Empty: the default stream.
+using Stream = std::shared_ptr<CUstream_st>;
+Stream new_stream();
+
 cudaStream_t current_stream();  // of this host thread; at first the default stream
-void set_current_stream(cudaStream_t stream);
+const Stream& shared_current_stream();
+void set_current_stream(Stream stream);
 
 // Waits for the current stream. What went wrong on the device until then is thrown here: a CUDA error with the names of
 // the kernels launched last, or bad values that a kernel met (values.h).

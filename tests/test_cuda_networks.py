@@ -7,7 +7,7 @@ import pytest
 from checking import required
 from test_layers import CASES
 
-from lec7 import cuda, losses, optimizers
+from lec7 import cuda, losses, ops, optimizers
 from lec7 import layers as L
 from lec7.cli import main
 from lec7.models import CharLM
@@ -178,3 +178,39 @@ def test_train_and_sample_on_a_device(tmp_path: Path, capsys):
     assert written["cpu"] == written["cuda"]
     assert main(["sample", str(runs["cpu"]), "--device", "cuda:99"]) == 1
     assert "cuda:99" in capsys.readouterr().err
+
+
+def test_a_training_step_is_recorded_and_replayed():
+    def ready():
+        rng = np.random.default_rng(3)
+        network = L.Sequential(
+            L.Conv2d(2, 8, 3, rng=rng, padding="same", activation="relu"),
+            L.MaxPool2d(2),
+            L.BatchNorm(8),
+            L.Flatten(),
+            L.Linear(8 * 3 * 3, 5, rng=rng),
+        )
+        parameters = L.Parameters(network.to("cuda"))
+        return network, parameters, *map(cuda.to_device, images(0))
+
+    def step(network, parameters, x, labels):
+        logits, cache = network.forward(x, training=True)
+        loss, saved = ops.softmax_cross_entropy_forward(logits, labels)
+        network.backward(ops.softmax_cross_entropy_backward(1.0, logits, labels, saved), cache)
+        ops.sgd_update_(parameters.values, parameters.grads, lr=0.1)
+        parameters.zero_grads()
+        return loss
+
+    expected, recorded, graph = ready(), ready(), cuda.Graph()
+    with graph:
+        loss = step(*recorded)
+    before = recorded[1].values.numpy()
+    assert before.tobytes() == expected[1].values.numpy().tobytes()  # recording runs nothing
+    for seed in range(3):
+        x, labels = images(seed)
+        for network in (expected, recorded):
+            network[2][...], network[3][...] = x, labels
+        graph.replay()
+        assert float(step(*expected)) == float(loss)
+        assert recorded[1].values.numpy().tobytes() == expected[1].values.numpy().tobytes()
+    assert recorded[1].values.numpy().tobytes() != before.tobytes()

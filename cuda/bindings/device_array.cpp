@@ -187,18 +187,18 @@ Block::Block(std::size_t bytes)
     : data_(bytes > 0 ? cuda::allocate(bytes) : nullptr),
       bytes_(bytes),
       device_(cuda::current_device()),
-      stream_(cuda::current_stream()),
+      stream_(cuda::shared_current_stream()),
       foreign_(false) {}
 
 Block::Block(void* data, std::size_t bytes, int device, py::object owner)
-    : data_(data), bytes_(bytes), device_(device), stream_(nullptr), owner_(std::move(owner)), foreign_(true) {}
+    : data_(data), bytes_(bytes), device_(device), owner_(std::move(owner)), foreign_(true) {}
 
 Block::~Block() { free(); }
 
 void Block::free() {
   if (freed_) return;
   freed_ = true;
-  if (!foreign_ && data_ != nullptr) cuda::release(data_, stream_);
+  if (!foreign_ && data_ != nullptr) cuda::release(data_, stream_.get());
   owner_ = py::object();
 }
 

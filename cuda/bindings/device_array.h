@@ -31,7 +31,7 @@ class Block {
   void* data_;
   std::size_t bytes_;
   int device_;
-  cudaStream_t stream_;
+  cuda::Stream stream_;
   py::object owner_;
   bool foreign_, freed_ = false;
 };

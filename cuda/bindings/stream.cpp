@@ -15,14 +15,9 @@ using cuda::check;
 // A stream of its own; `with stream:` makes it the current one of the thread.
 class Stream {
  public:
-  Stream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags"); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-
-  cudaStream_t handle() const { return stream_; }
+  cudaStream_t handle() const { return stream_.get(); }
   void enter() {
-    before_.push_back(cuda::current_stream());
+    before_.push_back(cuda::shared_current_stream());
     cuda::set_current_stream(stream_);
   }
   void exit() {
@@ -41,8 +36,8 @@ class Stream {
   }
 
  private:
-  cudaStream_t stream_ = nullptr;
-  std::vector<cudaStream_t> before_;
+  cuda::Stream stream_ = cuda::new_stream();
+  std::vector<cuda::Stream> before_;
 };
 
 // What is launched inside `with graph:` is recorded, not run; replay() runs all of it again, on the same memory.
