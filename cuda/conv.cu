@@ -2,10 +2,11 @@
 //
 //   pointwise   1 x 1 with stride 1 is a matrix product of x itself              (gemm.cu)
 //   depthwise   one channel a filter, bound by memory                            (depthwise.cu)
+//   Winograd    3 x 3 with stride 1, where conv_algorithm() is fast: a fourth of the products   (winograd.cu)
 //   scattered   dx of few channels: dy W^T is what each window hands to the cells under it, and each cell adds up
 //   implicit    the rest: a matrix product whose operand, the patches of x, is never stored
 //
-// There are direct sums only, whatever conv_algorithm() allows; with allow_tf32() on tensor cores.
+// With allow_tf32() pointwise and implicit products run on tensor cores, and Winograd's are not taken.
 //
 // Implicit products, in tiles of tile.h: a row is an output cell, k runs over the taps and in each over the channels, a
 // column is a filter. 2 cells taps channels filters FLOPs, bound by the FMA units; a thread finds its four channels of
@@ -19,6 +20,7 @@
 #include "gemm.h"
 #include "patches.h"
 #include "tile.h"
+#include "winograd.h"
 
 namespace lec7::cuda {
 namespace {
@@ -310,6 +312,7 @@ void conv_forward(const ConvShape& s, const float* x, const float* weight, const
     return gemm(cells, s.filters, s.channels, {x, s.channels}, {weight, s.filters}, y, s.filters, bias, s.activation);
   }
   if (is_depthwise(s)) return depthwise_forward(s, x, weight, bias, y);
+  if (winograd_pays(s)) return winograd_forward(s, x, weight, bias, y);
   ConvOperands o{x,
                  weight,
                  y,
@@ -334,6 +337,7 @@ void conv_input_gradient(const ConvShape& s, const float* dz, const float* weigh
     return gemm(cells, s.channels, s.filters, {dz, s.filters}, {weight, s.filters, true}, dx, s.channels, bias);
   }
   if (is_depthwise(s)) return depthwise_input_gradient(s, dz, weight, bias, dx);
+  if (winograd_pays(s)) return winograd_input_gradient(s, dz, weight, bias, dx);
   if (is_scattered(s)) return scatter_few_channels(s, dz, weight, finish, dx);
   ConvOperands o{dz,
                  weight,
@@ -358,6 +362,7 @@ void conv_weight_gradient(const ConvShape& s, const float* dz, const float* x, f
     return gemm(s.channels, s.filters, cells, {x, s.channels, true}, {dz, s.filters}, dweight, s.filters);
   }
   if (is_depthwise(s)) return depthwise_weight_gradient(s, dz, x, dweight);
+  if (winograd_pays(s)) return winograd_weight_gradient(s, dz, x, dweight);
   const Plan plan = plan_tiles(depth, s.group_filters(), cells, s.groups, kLongestPart, kConvTiles);
   Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
   float* const to = plan.splits > 1 ? parts.data() : dweight;
