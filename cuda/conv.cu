@@ -25,7 +25,6 @@
 namespace lec7::cuda {
 namespace {
 
-constexpr Index kLongestPart = 8192;              // of a sum: its error grows with its length
 constexpr Index kHandedNumbers = Index{1} << 24;  // of few channels at a time: 64 MiB
 constexpr Index kFewChannels = 16;                // leave most of a tile's 64 columns empty
 
@@ -203,7 +202,7 @@ void convolve(const std::vector<Pass>& passes, ConvOperands o, Index size) {
   o.x_vector = is_vector(o.x, o.in);
   o.weight_vector = is_vector(o.weight, o.channel_stride == 1 ? o.in : o.out) && o.group_stride % 4 == 0;
   const auto some = static_cast<Index>(std::min<std::size_t>(passes.size(), kMostPasses));
-  const Plan plan = plan_tiles(rows, o.out, depth, o.groups * some, kLongestPart, kConvTiles);
+  const Plan plan = plan_tiles(rows, o.out, depth, o.groups * some, kConvTiles);
   Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
   const Finish finish = o.finish;
   float* const y = o.y;
@@ -363,7 +362,7 @@ void conv_weight_gradient(const ConvShape& s, const float* dz, const float* x, f
   }
   if (is_depthwise(s)) return depthwise_weight_gradient(s, dz, x, dweight);
   if (winograd_pays(s)) return winograd_weight_gradient(s, dz, x, dweight);
-  const Plan plan = plan_tiles(depth, s.group_filters(), cells, s.groups, kLongestPart, kConvTiles);
+  const Plan plan = plan_tiles(depth, s.group_filters(), cells, s.groups, kConvTiles);
   Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
   float* const to = plan.splits > 1 ? parts.data() : dweight;
   const MatrixSource b{dz, s.filters, s.group_filters(), false, is_vector(dz, s.group_filters())};

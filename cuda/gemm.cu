@@ -102,7 +102,7 @@ __global__ void column_sum_kernel(Index rows, Index n, Index chunk, const float*
 
 }  // namespace
 
-Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most, std::span<const TileKind> kinds) {
+Plan plan_tiles(Index m, Index n, Index k, Index batch, std::span<const TileKind> kinds) {
   if (m * n * batch == 0) return {TileKind::small, 0, 0, 0, 0};
   Plan best{};
   double least = 0;
@@ -112,7 +112,7 @@ Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most, std::span<co
     const TileSpeed& tile = kTiles[static_cast<int>(kind)];
     const Index down = ceil_div(m, tile.rows), across = ceil_div(n, tile.columns), tiles = down * across * batch;
     const Index fill = std::min(kAtOnce / tiles, k / kLeastPart);
-    const Index parts = std::max({Index{1}, fill, ceil_div(k, most)});
+    const Index parts = std::max({Index{1}, fill, ceil_div(k, kLongestPart)});
     const Index chunk = ceil_div(std::max<Index>(1, ceil_div(k, parts)), kAllDepths) * kAllDepths;
     const Index splits = std::max<Index>(1, ceil_div(k, chunk));
     const double turns = static_cast<double>(ceil_div(tiles * splits, kAtOnce));
@@ -131,7 +131,7 @@ void gemm(Index m, Index n, Index k, const Matrix& a, const Matrix& b, float* c,
   const auto vector = [&](const Matrix& x, Index step) { return is_vector(x.data, x.stride) && step % 4 == 0; };
   const MatrixSource source_a{a.data, a.stride, m, !a.transposed, vector(a, batch.a_step)};
   const MatrixSource source_b{b.data, b.stride, n, b.transposed, vector(b, batch.b_step)};
-  const Plan plan = plan_tiles(m, n, k, batch.count, kLongestPart, kGemmTiles);
+  const Plan plan = plan_tiles(m, n, k, batch.count, kGemmTiles);
   const Finish finish{bias, activation};
   if (plan.splits <= 1) return run_gemm(plan, source_a, source_b, k, batch, c, c_stride, finish);
   const Index rows = batch.count * m;
