@@ -21,6 +21,8 @@
 
 #include "async_copy.h"
 #include "kernel.h"
+#include "lengths.h"
+#include "reduce.h"
 
 namespace lec7::cuda {
 namespace {
@@ -33,7 +35,6 @@ constexpr Index kFewQueries = 4;   // up to which a tile would be mostly empty
 constexpr int kChunk = 256;        // keys of a block with few queries
 constexpr int kFewThreads = 128;
 constexpr int kMostColumns = 2;  // chunks of columns that a block accumulates; wider heads take several blocks
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 using Tile = float4[kTile * kQuads];
@@ -296,9 +297,7 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
       }
       seen.go_down(down<R>(1));
       float most = fmaxf(fmaxf(scores[r][0], scores[r][1]), fmaxf(scores[r][2], scores[r][3]));
-#pragma unroll
-      for (int bits = kQuads / 2; bits > 0; bits /= 2) most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, bits));
-      most = fmaxf(most, top[r]);
+      most = fmaxf(warp_max<kQuads>(most), top[r]);
       const float shift = most == kMinusInfinity ? 0 : most;  // -inf - -inf would be NaN
       const float decay = expf(top[r] - shift);
       float sum = 0;
@@ -332,8 +331,7 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
 
 #pragma unroll
   for (int r = 0; r < R; ++r) {
-#pragma unroll
-    for (int bits = kQuads / 2; bits > 0; bits /= 2) total[r] += __shfl_xor_sync(kAllLanes, total[r], bits);
+    total[r] = warp_sum<kQuads>(total[r]);
     const Index i = i0 + row_of<R>(r);
     if (i >= p.queries) continue;
     const bool blind = total[r] == 0;
@@ -384,19 +382,50 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>)
   }
 }
 
-// ---- forward, few queries ----
+// ---- few queries ----
 
-// The sum, or the maximum, over a block's warps; the same for all threads. `shared` may be written again after the next
-// __syncthreads().
-template <class Combine>
-__device__ float combine_block(float value, float* shared, Combine combine) {
-#pragma unroll
-  for (int bits = 16; bits > 0; bits /= 2) value = combine(value, __shfl_xor_sync(kAllLanes, value, bits));
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = shared[0];
-  for (int w = 1; w < kFewThreads / 32; ++w) value = combine(value, shared[w]);
-  return value;
+constexpr int kGroups = kFewThreads / kQuads;  // of 16 lanes: each takes a row of k and v at a time
+
+__device__ inline int group() { return first_row(); }
+
+// a . b, in all lanes of a group.
+__device__ inline float dot(const float* a, const float* b, int n, bool aligned) {
+  float sum = 0;
+  for (int column = 4 * lane(); column < n; column += kTile) {
+    const float4 x = load_quad(a + column, n - column, aligned), y = load_quad(b + column, n - column, aligned);
+    sum += x.x * y.x;
+    sum += x.y * y.y;
+    sum += x.z * y.z;
+    sum += x.w * y.w;
+  }
+  return warp_sum<kQuads>(sum);
+}
+
+// sum over j < count of factors[j] * rows[j], column by column: each_column(column, sum).
+template <class EachColumn>
+__device__ void combine_rows(int count, const float* factors, const float* rows, int columns, bool aligned,
+                             EachColumn&& each_column) {
+  LEC7_SHARED(sums, float4[kGroups][kQuads]);
+  for (int column0 = 0; column0 < columns; column0 += kTile) {
+    const int first = column0 + 4 * lane(), column = column0 + static_cast<int>(threadIdx.x);
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+    for (int j = group(); j < count; j += kGroups) {
+      const float4 row = load_quad(rows + static_cast<Index>(j) * columns + first, columns - first, aligned);
+      sum.x += factors[j] * row.x;
+      sum.y += factors[j] * row.y;
+      sum.z += factors[j] * row.z;
+      sum.w += factors[j] * row.w;
+    }
+    sums[group()][lane()] = sum;
+    __syncthreads();
+    if (threadIdx.x < kTile && column < columns) {
+      float all = 0;
+      for (int g = 0; g < kGroups; ++g) all += reinterpret_cast<const float*>(sums[g])[threadIdx.x];
+      each_column(column, all);
+    }
+    __syncthreads();
+  }
 }
 
 // One query against one chunk of keys. `parts`: for each the maximum, the sum, and sum p v, where there are several
@@ -404,73 +433,41 @@ __device__ float combine_block(float value, float* shared, Combine combine) {
 __global__ void __launch_bounds__(kFewThreads)
     attention_few_forward_kernel(Problem p, Index chunks, const float* q, const float* k, const float* v, float* y,
                                  float* lse, float* parts) {
-  constexpr int kGroups = kFewThreads / kQuads;  // of lanes that take a key together
   LEC7_SHARED(scores, float[kChunk]);
-  LEC7_SHARED(sums, float4[kGroups * kQuads]);
-  LEC7_SHARED(tops, float[kFewThreads / 32]);
-  LEC7_SHARED(totals, float[kFewThreads / 32]);
-  const Index row = blockIdx.x / chunks, chunk = blockIdx.x % chunks, index = row / p.queries, i = row % p.queries;
+  const Index row = blockIdx.x / chunks, k0 = blockIdx.x % chunks * kChunk, index = row / p.queries;
   const Head head(p, index);
-  const Index k0 = chunk * kChunk, visible = head.visible(i);
-  const int count = visible <= k0 ? 0 : least(kChunk, visible - k0), group = static_cast<int>(threadIdx.x) / kQuads;
+  const Index i = row % p.queries, visible = head.visible(i);
+  const int count = visible <= k0 ? 0 : least(kChunk, visible - k0), thread = static_cast<int>(threadIdx.x);
   const Seen seen = head.seen(i, k0);
-  const float* const keys = k + (index * p.keys + k0) * p.d;
-  const float* const values = v + (index * p.keys + k0) * p.dv;
 
+  const float* const keys = k + (index * p.keys + k0) * p.d;
 #pragma unroll 4
-  for (int j = group; j < kChunk; j += kGroups) {
-    float sum = 0;
-    for (int column = 4 * lane(); column < p.d; column += kTile) {
-      const float4 a = load_quad(q + row * p.d + column, p.d - column, p.aligned);
-      const float4 b = load_quad(keys + static_cast<Index>(j) * p.d + column, j < count ? p.d - column : 0, p.aligned);
-      sum += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-    }
-#pragma unroll
-    for (int bits = kQuads / 2; bits > 0; bits /= 2) sum += __shfl_xor_sync(kAllLanes, sum, bits);
-    if (lane() == 0) scores[j] = seen.score(j, p.scale * sum);
+  for (int j0 = 0; j0 < count; j0 += kGroups) {
+    const int j = j0 + group();
+    const float product = dot(q + row * p.d, keys + static_cast<Index>(j) * p.d, j < count ? p.d : 0, p.aligned);
+    if (lane() == 0 && j < count) scores[j] = seen.score(j, p.scale * product);
   }
   __syncthreads();
 
-  float top = kMinusInfinity;
-  for (int j = static_cast<int>(threadIdx.x); j < kChunk; j += kFewThreads) top = fmaxf(top, scores[j]);
-  top = combine_block(top, tops, [](float a, float b) { return fmaxf(a, b); });
+  float top = kMinusInfinity, total = 0;
+  for (int j = thread; j < count; j += kFewThreads) top = fmaxf(top, scores[j]);
+  top = block_max<kFewThreads>(top);
   const float shift = top == kMinusInfinity ? 0 : top;
-  float total = 0;
-  for (int j = static_cast<int>(threadIdx.x); j < kChunk; j += kFewThreads) {
+  for (int j = thread; j < count; j += kFewThreads) {
     scores[j] = expf(scores[j] - shift);
     total += scores[j];
   }
-  total = combine_block(total, totals, [](float a, float b) { return a + b; });
+  total = block_sum<kFewThreads>(total);
 
   const bool whole = chunks == 1, blind = total == 0;
   const float norm = !whole ? 1 : blind ? 0 : 1 / total;
   float* const part = whole ? nullptr : parts + blockIdx.x * static_cast<Index>(p.dv + 2);
-  for (int column0 = 0; column0 < p.dv; column0 += kTile) {
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-    for (int j = group; j < count; j += kGroups) {
-      const int column = column0 + 4 * lane();
-      const float4 value = load_quad(values + static_cast<Index>(j) * p.dv + column, p.dv - column, p.aligned);
-      sum.x += scores[j] * value.x;
-      sum.y += scores[j] * value.y;
-      sum.z += scores[j] * value.z;
-      sum.w += scores[j] * value.w;
-    }
-    __syncthreads();
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    const int column = column0 + static_cast<int>(threadIdx.x);
-    if (threadIdx.x < kTile && column < p.dv) {
-      float all = 0;
-      for (int g = 0; g < kGroups; ++g) all += reinterpret_cast<const float*>(sums + g * kQuads)[threadIdx.x];
-      (whole ? y + row * p.dv : part + 2)[column] = all * norm;
-    }
-  }
-  if (!whole) {
-    if (threadIdx.x == 0) part[0] = top, part[1] = total;
-    return;
-  }
-  if (threadIdx.x == 0) lse[row] = blind ? kMinusInfinity : top + logf(total);
+  float* const out = whole ? y + row * p.dv : part + 2;
+  combine_rows(count, scores, v + (index * p.keys + k0) * p.dv, p.dv, p.aligned,
+               [&](int column, float sum) { out[column] = sum * norm; });
+  if (thread > 0) return;
+  if (whole) lse[row] = blind ? kMinusInfinity : top + logf(total);
+  else part[0] = top, part[1] = total;
 }
 
 // Combines the chunks of one query.
@@ -490,6 +487,72 @@ __global__ void __launch_bounds__(kFewThreads)
     y[row * dv + column] = sum * norm;
   }
   if (threadIdx.x == 0) lse[row] = blind ? kMinusInfinity : top + logf(total);
+}
+
+// All queries of a head against one tile of keys: dk and dv, and the tile's part of dq (chunks, queries, d) of its head
+// or, where there is one tile, dq itself. Any of the three may be null.
+__global__ void __launch_bounds__(kFewThreads)
+    attention_few_backward_kernel(Problem p, Index chunks, const float* dy, const float* q, const float* k,
+                                  const float* v, const float* y, const float* lse, float* dq, float* dk, float* dv) {
+  LEC7_SHARED(probabilities, float[kFewQueries][kTile]);
+  LEC7_SHARED(ds, float[kFewQueries][kTile]);
+  const Index index = blockIdx.x / chunks, k0 = blockIdx.x % chunks * kTile, first = index * p.queries;
+  const Head head(p, index);
+  const int queries = static_cast<int>(p.queries), there = least(kTile, p.keys - k0);
+  const int count = head.length <= k0 ? 0 : least(kTile, head.length - k0);
+  const float* const keys = k + (index * p.keys + k0) * p.d;
+  const float* const values = v + (index * p.keys + k0) * p.dv;
+
+  for (int i = 0; i < queries; ++i) {
+    const Index row = first + i;
+    const Seen seen = head.seen(i, k0);
+    const float delta = dot(dy + row * p.dv, y + row * p.dv, p.dv, p.aligned), log_sum = lse[row];
+#pragma unroll 4
+    for (int j0 = 0; j0 < kTile; j0 += kGroups) {
+      const int j = j0 + group();
+      const bool real = j < count;
+      const float s = dot(q + row * p.d, keys + static_cast<Index>(j) * p.d, real ? p.d : 0, p.aligned);
+      const float dp = dot(dy + row * p.dv, values + static_cast<Index>(j) * p.dv, real ? p.dv : 0, p.aligned);
+      if (lane() > 0) continue;
+      const float probability = log_sum == kMinusInfinity ? 0 : expf(seen.score(j, p.scale * s) - log_sum);
+      probabilities[i][j] = probability;
+      ds[i][j] = p.scale * probability * (dp - delta);
+    }
+  }
+  __syncthreads();
+
+  // The rows of one gradient: sum_i factors[i][j] from[i].
+  const auto add_queries = [&](const float (&factors)[kFewQueries][kTile], const float* from, int columns, float* to) {
+    for (int j = group(); j < there; j += kGroups) {
+      for (int column = 4 * lane(); column < columns; column += kTile) {
+        float sum[4] = {};
+        for (int i = 0; i < queries; ++i) {
+          const float4 x = load_quad(from + (first + i) * columns + column, columns - column, p.aligned);
+          sum[0] += factors[i][j] * x.x;
+          sum[1] += factors[i][j] * x.y;
+          sum[2] += factors[i][j] * x.z;
+          sum[3] += factors[i][j] * x.w;
+        }
+        store_quad(to + (index * p.keys + k0 + j) * columns + column, columns - column, p.aligned, sum);
+      }
+    }
+  };
+  if (dk != nullptr) add_queries(ds, q, p.d, dk);
+  if (dv != nullptr) add_queries(probabilities, dy, p.dv, dv);
+  for (int i = 0; dq != nullptr && i < queries; ++i) {
+    float* const to = dq + (blockIdx.x * p.queries + i) * p.d;
+    combine_rows(count, ds[i], keys, p.d, p.aligned, [&](int column, float sum) { to[column] = sum; });
+  }
+}
+
+// dq (heads, size) from its parts (heads, chunks, size).
+__global__ void attention_sum_parts_kernel(Index heads, Index chunks, Index size, const float* parts, float* dq) {
+  LEC7_STRIDED(at, heads * size) {
+    const float* const part = parts + at / size * chunks * size + at % size;
+    float sum = 0;
+    for (Index c = 0; c < chunks; ++c) sum += part[c * size];
+    dq[at] = sum;
+  }
 }
 
 // ---- backward ----
@@ -654,9 +717,8 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
 
 // ---- host ----
 
-Problem problem_of(const AttentionShape& s, const AttentionParams<float>& params, Buffer<Index>& lengths,
+Problem problem_of(const AttentionShape& s, const AttentionParams<float>& params, Lengths& lengths,
                    std::initializer_list<const float*> arrays) {
-  copy_to_device(lengths.data(), params.key_lengths.data(), params.key_lengths.size() * sizeof(Index));
   bool aligned = s.d % 4 == 0 && s.dv % 4 == 0;
   for (const float* array : arrays) aligned = aligned && reinterpret_cast<std::uintptr_t>(array) % sizeof(float4) == 0;
   Problem p{s.heads,      s.queries,     s.keys,  static_cast<int>(s.d), static_cast<int>(s.dv),
@@ -695,7 +757,7 @@ void launch_backward(const char* name, const AttentionShape& s, const Problem& p
 template <>
 void attention_forward(const AttentionShape& s, const AttentionParams<float>& params, const float* q, const float* k,
                        const float* v, float* y, float* lse, float* weights) {
-  Buffer<Index> lengths(static_cast<Index>(params.key_lengths.size()));
+  Lengths lengths(params.key_lengths);
   const Problem p = problem_of(s, params, lengths, {q, k, v, y});
   if (s.queries <= kFewQueries) {
     const Index chunks = std::max<Index>(1, ceil_div(s.keys, kChunk));
@@ -727,8 +789,21 @@ template <>
 void attention_backward(const AttentionShape& s, const AttentionParams<float>& params, const float* dy, const float* q,
                         const float* k, const float* v, const float* y, const float* lse, float* dq, float* dk,
                         float* dv) {
-  Buffer<Index> lengths(static_cast<Index>(params.key_lengths.size()));
+  Lengths lengths(params.key_lengths);
   const Problem p = problem_of(s, params, lengths, {dy, q, k, v, y, dq, dk, dv});
+  if (s.queries <= kFewQueries) {
+    // Where there is no key, dq has no tile and is 0, the sum of no parts.
+    const Index heads = s.n * s.heads, chunks = chunks_of(s.keys), size = s.queries * s.d;
+    const bool sum_parts = dq != nullptr && chunks != 1;
+    Buffer<float> parts(sum_parts ? heads * chunks * size : 0);
+    launch("attention_few_backward_kernel", attention_few_backward_kernel, {blocks_of(heads * chunks), kFewThreads}, p,
+           chunks, dy, q, k, v, y, lse, sum_parts ? parts.data() : dq, dk, dv);
+    if (sum_parts) {
+      launch("attention_sum_parts_kernel", attention_sum_parts_kernel, strided_grid(heads * size), heads, chunks, size,
+             parts.data(), dq);
+    }
+    return;
+  }
   Buffer<float> delta(s.rows());
   launch("attention_delta_kernel", attention_delta_kernel, strided_grid(s.rows()), s.rows(), p.dv, p.aligned, dy, y,
          delta.data());

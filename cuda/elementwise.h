@@ -10,24 +10,33 @@
 
 namespace lec7::cuda {
 
+// One number or four.
 template <int width>
-struct alignas(width * sizeof(float)) Floats {
+struct Floats {
+  static_assert(width == 1 || width == 4);
   float at[width];
 };
 
+// A plain assignment of a float4 may become four stores; __stwb is one, and otherwise no different.
 template <int width>
 __device__ Floats<width> load(const float* p) {
-  return *reinterpret_cast<const Floats<width>*>(p);
+  if constexpr (width == 4) {
+    const float4 v = *reinterpret_cast<const float4*>(p);
+    return {{v.x, v.y, v.z, v.w}};
+  } else {
+    return {{*p}};
+  }
 }
 template <int width>
 __device__ void store(float* p, const Floats<width>& v) {
-  *reinterpret_cast<Floats<width>*>(p) = v;
+  if constexpr (width == 4) __stwb(reinterpret_cast<float4*>(p), make_float4(v.at[0], v.at[1], v.at[2], v.at[3]));
+  else *p = v.at[0];
 }
 
 // Can each array's numbers, from the first on, be moved in fours?
 inline bool in_fours(std::initializer_list<const void*> arrays) {
   for (const void* array : arrays) {
-    if (reinterpret_cast<std::uintptr_t>(array) % sizeof(Floats<4>) != 0) return false;
+    if (reinterpret_cast<std::uintptr_t>(array) % sizeof(float4) != 0) return false;
   }
   return true;
 }

@@ -184,8 +184,12 @@ __global__ void __launch_bounds__(kThreads)
       }
     });
     store(y + i * width, largest);
-#pragma unroll
-    for (int j = 0; j < width; ++j) argmax[i * width + j] = winner[j];
+    if constexpr (width == 4) {
+      const auto bits = [&](int j) { return static_cast<unsigned>(winner[j]); };
+      __stwb(reinterpret_cast<uint4*>(argmax) + i, make_uint4(bits(0), bits(1), bits(2), bits(3)));
+    } else {
+      argmax[i] = winner[0];
+    }
   }
 }
 
@@ -346,7 +350,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 
 template <>
 void max_pool_forward(const PoolShape& s, const float* x, float* y, std::int32_t* argmax) {
-  const Geometry g(s, in_fours({x, y}));
+  const Geometry g(s, in_fours({x, y, argmax}));
   launch_vectors(g, g.cells_out(), [&]<int width>(const Grid& grid, Index n) {
     launch("max_pool_forward_kernel", max_pool_forward_kernel<width>, grid, g, n, x, y, argmax);
   });

@@ -292,6 +292,7 @@ def test_build_info():
     assert info["openmp"] >= 201511
     assert "-O3" in info["flags"]
     assert " " in info["compiler"]
+    assert info["cuda"] is None or set(info["cuda"]) == {"toolkit", "chips"}
 
 
 # --- errors ---

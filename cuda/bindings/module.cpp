@@ -11,22 +11,6 @@ namespace py = pybind11;
 
 namespace lec7::bindings {
 
-// Families whose kernels are not there yet.
-void bind_activation(py::module_&) __attribute__((weak));
-void bind_attention(py::module_&) __attribute__((weak));
-void bind_conv(py::module_&) __attribute__((weak));
-void bind_conv_transpose(py::module_&) __attribute__((weak));
-void bind_dropout(py::module_&) __attribute__((weak));
-void bind_embedding(py::module_&) __attribute__((weak));
-void bind_linear(py::module_&) __attribute__((weak));
-void bind_locally_connected(py::module_&) __attribute__((weak));
-void bind_merge(py::module_&) __attribute__((weak));
-void bind_norm(py::module_&) __attribute__((weak));
-void bind_optimizer(py::module_&) __attribute__((weak));
-void bind_pool(py::module_&) __attribute__((weak));
-void bind_recurrent(py::module_&) __attribute__((weak));
-void bind_softmax(py::module_&) __attribute__((weak));
-
 namespace {
 
 py::dict memory_info() {
@@ -45,6 +29,15 @@ py::dict memory_info() {
 PYBIND11_MODULE(LEC7_MODULE, m) {
   m.doc() = "lec7's CUDA backend: the ops of lec7.ops on lec7.cuda.Array.";
 
+  m.def(
+      "build_info",
+      [] {
+        py::dict info;
+        info["toolkit"] = LEC7_CUDA_TOOLKIT;
+        info["chips"] = LEC7_CUDA_CHIPS;
+        return info;
+      },
+      "The toolkit that compiled it, and the chips it was compiled for.");
   m.def("device_count", &cuda::device_count, "The GPUs that can be used: 0 without one, or without a driver.");
   m.def(
       "set_device", [](int device) { cuda::check(cudaSetDevice(device), "cudaSetDevice"); }, py::arg("device"),
@@ -70,20 +63,20 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
 
   bind_device_array(m);
   bind_stream(m);
-  if (bind_activation != nullptr) bind_activation(m);
-  if (bind_attention != nullptr) bind_attention(m);
-  if (bind_conv != nullptr) bind_conv(m);
-  if (bind_conv_transpose != nullptr) bind_conv_transpose(m);
-  if (bind_dropout != nullptr) bind_dropout(m);
-  if (bind_embedding != nullptr) bind_embedding(m);
-  if (bind_linear != nullptr) bind_linear(m);
-  if (bind_locally_connected != nullptr) bind_locally_connected(m);
-  if (bind_merge != nullptr) bind_merge(m);
-  if (bind_norm != nullptr) bind_norm(m);
-  if (bind_optimizer != nullptr) bind_optimizer(m);
-  if (bind_pool != nullptr) bind_pool(m);
-  if (bind_recurrent != nullptr) bind_recurrent(m);
-  if (bind_softmax != nullptr) bind_softmax(m);
+  bind_activation(m);
+  bind_attention(m);
+  bind_conv(m);
+  bind_conv_transpose(m);
+  bind_dropout(m);
+  bind_embedding(m);
+  bind_linear(m);
+  bind_locally_connected(m);
+  bind_merge(m);
+  bind_norm(m);
+  bind_optimizer(m);
+  bind_pool(m);
+  bind_recurrent(m);
+  bind_softmax(m);
 }
 
 }  // namespace lec7::bindings

@@ -7,8 +7,10 @@ networks with backward passes written by hand, ``lec7.models`` are whole network
 
 from __future__ import annotations
 
+from typing import Any
+
+from lec7 import _cpu
 from lec7._cpu import (
-    build_info,
     cache_info,
     empty_cache,
     get_conv_algorithm,
@@ -19,7 +21,17 @@ from lec7._cpu import (
 )
 from lec7.ops import use_backend
 
-__version__ = build_info()["version"]
+__version__ = _cpu.build_info()["version"]
+
+
+def build_info() -> dict[str, Any]:
+    """Version, compiler, flags, ISAs built, ISA in use, OpenMP's version (yyyymm); the CUDA backend's toolkit
+    and chips, or None where it is not built.
+    """
+    from lec7 import cuda
+
+    return {**_cpu.build_info(), "cuda": cuda.build_info()}
+
 
 __all__ = [
     "build_info",

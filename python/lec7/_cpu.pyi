@@ -20,7 +20,6 @@ class _BuildInfo(TypedDict):
     isas_built: list[str]
     isa: str
     openmp: int
-    cuda: str | None
 
 class _CacheInfo(TypedDict):
     in_use: int

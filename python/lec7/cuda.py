@@ -37,7 +37,7 @@ _COMPILED = (
     "synchronize",
     "to_device",
 )
-__all__ = ["is_available", "select"]
+__all__ = ["build_info", "is_available", "select"]
 __all__ += _COMPILED
 
 
@@ -65,6 +65,14 @@ def __getattr__(name: str) -> Any:
     if name in _COMPILED:
         return getattr(_module(), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def build_info() -> dict[str, str] | None:
+    """The toolkit's version and the chips that the backend was compiled for; None: it was not built."""
+    try:
+        return dict(_module().build_info())
+    except ImportError:
+        return None
 
 
 def is_available() -> bool:
