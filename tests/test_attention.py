@@ -109,16 +109,8 @@ def test_attention_agrees(causal, backend, rng):
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_of_several_tiles_agrees(causal, backend, rng):
     # CUDA's tiles have 64 queries, keys and columns; a block takes 128 columns, or 256 keys of few queries.
-<<<<<<< HEAD
-    for shape in (
-        (1, 1, 65, 130, 66, 130),
-        (1, 2, 6, 65, 200, 260),
-        (2, 1, 2, 515, 68, 65),
-        (1, 1, 5, 99, 801, 3),
-    ):
-=======
-    for shape in ((1, 1, 65, 130, 66, 130), (1, 2, 6, 65, 200, 260), (2, 2, 3, 515, 68, 65), (1, 1, 5, 99, 801, 3)):
->>>>>>> 549f39f30aafd36690a2ec9e5e86cdae2e6a49ad
+    wide = (1, 2, 6, 65, 200, 260), (1, 1, 5, 99, 801, 3)
+    for shape in ((1, 1, 65, 130, 66, 130), (2, 2, 3, 515, 68, 65), *wide):
         keys = np.array([shape[3], shape[3] - 66][: shape[0]])
         run = forward_and_backward(causal=causal)
         agrees("attention", backend, run, *operands(rng, *shape), None, keys)

@@ -43,8 +43,7 @@ PYBIND11_MODULE(_cpu, m) {
   if (!import_numpy()) throw py::error_already_set();
   if (const char* forced = std::getenv("LEC7_ISA"); forced != nullptr && *forced != '\0') cpu::set_isa(forced);
 
-  m.def("build_info", &build_info,
-        "Version, compiler, flags, ISAs built, ISA in use, OpenMP's version (yyyymm).");
+  m.def("build_info", &build_info, "Version, compiler, flags, ISAs built, ISA in use, OpenMP's version (yyyymm).");
   m.def("get_num_threads", &num_threads, "The threads that a kernel uses.");
   m.def("set_num_threads", &set_num_threads, py::arg("count"),
         "Use up to `count` threads in each kernel. A forked child always uses one.");

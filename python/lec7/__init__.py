@@ -25,8 +25,9 @@ __version__ = _cpu.build_info()["version"]
 
 
 def build_info() -> dict[str, Any]:
-    """Version, compiler, flags, ISAs built and in use, OpenMP's version (yyyymm); the CUDA backend's toolkit and
-    chips, or None where it is not built."""
+    """Version, compiler, flags, ISAs built, ISA in use, OpenMP's version (yyyymm); the CUDA backend's toolkit
+    and chips, or None where it is not built.
+    """
     from lec7 import cuda
 
     return {**_cpu.build_info(), "cuda": cuda.build_info()}
