@@ -1,7 +1,7 @@
 """Leaves out one barrier of the kernels after the other and lists those that no test misses.
 
-Such a barrier is not needed, or no case of test_families.cu needs it: add one. The programs are tried in turn:
-a plain build is fast, one for ThreadSanitizer (CMakePresets.json) sees everything. Some minutes for a file.
+Such a barrier is not needed, or no case of test_families.cu needs it: add one. The programs are tried in
+turn: a plain build is fast, one for ThreadSanitizer (CMakePresets.json) sees everything. Minutes a file.
 
     PROGRAM=tests/cuda/lec7_cuda_tests
     python tests/cuda/leave_out.py build/release/$PROGRAM build/tsan/$PROGRAM [gemm.cu tile.h ...]
