@@ -2,10 +2,11 @@
 //
 //   pointwise   1 x 1 with stride 1 is a matrix product of x itself              (gemm.cu)
 //   depthwise   one channel a filter, bound by memory                            (depthwise.cu)
+//   Winograd    3 x 3 with stride 1, where conv_algorithm() is fast: a fourth of the products   (winograd.cu)
 //   scattered   dx of few channels: dy W^T is what each window hands to the cells under it, and each cell adds up
 //   implicit    the rest: a matrix product whose operand, the patches of x, is never stored
 //
-// There are direct sums only, whatever conv_algorithm() allows; with allow_tf32() on tensor cores.
+// With allow_tf32() pointwise and implicit products run on tensor cores, and Winograd's are not taken.
 //
 // Implicit products, in tiles of tile.h: a row is an output cell, k runs over the taps and in each over the channels, a
 // column is a filter. 2 cells taps channels filters FLOPs, bound by the FMA units; a thread finds its four channels of
@@ -19,11 +20,11 @@
 #include "gemm.h"
 #include "patches.h"
 #include "tile.h"
+#include "winograd.h"
 
 namespace lec7::cuda {
 namespace {
 
-constexpr Index kLongestPart = 8192;              // of a sum: its error grows with its length
 constexpr Index kHandedNumbers = Index{1} << 24;  // of few channels at a time: 64 MiB
 constexpr Index kFewChannels = 16;                // leave most of a tile's 64 columns empty
 
@@ -201,7 +202,7 @@ void convolve(const std::vector<Pass>& passes, ConvOperands o, Index size) {
   o.x_vector = is_vector(o.x, o.in);
   o.weight_vector = is_vector(o.weight, o.channel_stride == 1 ? o.in : o.out) && o.group_stride % 4 == 0;
   const auto some = static_cast<Index>(std::min<std::size_t>(passes.size(), kMostPasses));
-  const Plan plan = plan_tiles(rows, o.out, depth, o.groups * some, kLongestPart, kConvTiles);
+  const Plan plan = plan_tiles(rows, o.out, depth, o.groups * some, kConvTiles);
   Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
   const Finish finish = o.finish;
   float* const y = o.y;
@@ -310,6 +311,7 @@ void conv_forward(const ConvShape& s, const float* x, const float* weight, const
     return gemm(cells, s.filters, s.channels, {x, s.channels}, {weight, s.filters}, y, s.filters, bias, s.activation);
   }
   if (is_depthwise(s)) return depthwise_forward(s, x, weight, bias, y);
+  if (winograd_pays(s)) return winograd_forward(s, x, weight, bias, y);
   ConvOperands o{x,
                  weight,
                  y,
@@ -334,6 +336,7 @@ void conv_input_gradient(const ConvShape& s, const float* dz, const float* weigh
     return gemm(cells, s.channels, s.filters, {dz, s.filters}, {weight, s.filters, true}, dx, s.channels, bias);
   }
   if (is_depthwise(s)) return depthwise_input_gradient(s, dz, weight, bias, dx);
+  if (winograd_pays(s)) return winograd_input_gradient(s, dz, weight, bias, dx);
   if (is_scattered(s)) return scatter_few_channels(s, dz, weight, finish, dx);
   ConvOperands o{dz,
                  weight,
@@ -358,7 +361,8 @@ void conv_weight_gradient(const ConvShape& s, const float* dz, const float* x, f
     return gemm(s.channels, s.filters, cells, {x, s.channels, true}, {dz, s.filters}, dweight, s.filters);
   }
   if (is_depthwise(s)) return depthwise_weight_gradient(s, dz, x, dweight);
-  const Plan plan = plan_tiles(depth, s.group_filters(), cells, s.groups, kLongestPart, kConvTiles);
+  if (winograd_pays(s)) return winograd_weight_gradient(s, dz, x, dweight);
+  const Plan plan = plan_tiles(depth, s.group_filters(), cells, s.groups, kConvTiles);
   Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
   float* const to = plan.splits > 1 ? parts.data() : dweight;
   const MatrixSource b{dz, s.filters, s.group_filters(), false, is_vector(dz, s.group_filters())};

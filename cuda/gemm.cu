@@ -25,16 +25,21 @@ constexpr TileKind kGemmTiles[] = {TileKind::large, TileKind::tall, TileKind::sm
 
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::kResident)
-    gemm_kernel(MatrixSource a, MatrixSource b, Index k, Index chunk, Index tiles_down, Index tiles_across, float* c,
-                Index c_stride, bool c_vector, Finish finish) {
+    gemm_kernel(MatrixSource a, MatrixSource b, Index k, Plan plan, Batch batch, float* c, Index c_stride,
+                bool c_vector, Finish finish) {
   // Neighbouring blocks share rows of A, and then columns of B: both come from L2.
   Index block = blockIdx.x;
-  const Index column = block % tiles_across * T::kColumns;
-  block /= tiles_across;
-  const Index row = block % tiles_down * T::kRows, part = block / tiles_down;
-  const Index begin = part * chunk, left = k - begin;
-  float* const out = c + part * a.width * c_stride;
-  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < chunk ? left : chunk),
+  const auto next = [&](Index n) {
+    const Index i = block % n;
+    block /= n;
+    return i;
+  };
+  const Index column = next(plan.tiles_across) * T::kColumns, row = next(plan.tiles_down) * T::kRows;
+  const Index item = next(batch.count), part = block;
+  const Index begin = part * plan.chunk, left = k - begin;
+  a.data += item * batch.a_step, b.data += item * batch.b_step;
+  float* const out = c + (part * batch.count + item) * a.width * c_stride;
+  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < plan.chunk ? left : plan.chunk),
                    [&](Index i, Index j, float4 quad) {
                      if (i < a.width) store_quad(out + i * c_stride + j, j, b.width, c_vector, finish, quad);
                    });
@@ -51,20 +56,20 @@ __global__ void sum_parts_kernel(const float* parts, Index splits, Index rows, I
 }
 
 template <class T>
-void run_gemm(const Plan& plan, const MatrixSource& a, const MatrixSource& b, Index k, float* c, Index c_stride,
-              const Finish& finish) {
-  launch("gemm_kernel", gemm_kernel<T>, {static_cast<unsigned>(plan.blocks()), T::kThreads}, a, b, k, plan.chunk,
-         plan.tiles_down, plan.tiles_across, c, c_stride, is_vector(c, c_stride), finish);
+void run_gemm(const Plan& plan, const MatrixSource& a, const MatrixSource& b, Index k, const Batch& batch, float* c,
+              Index c_stride, const Finish& finish) {
+  launch("gemm_kernel", gemm_kernel<T>, {static_cast<unsigned>(plan.blocks() * batch.count), T::kThreads}, a, b, k,
+         plan, batch, c, c_stride, is_vector(c, c_stride), finish);
 }
 
-void run_gemm(const Plan& plan, const MatrixSource& a, const MatrixSource& b, Index k, float* c, Index c_stride,
-              const Finish& finish) {
+void run_gemm(const Plan& plan, const MatrixSource& a, const MatrixSource& b, Index k, const Batch& batch, float* c,
+              Index c_stride, const Finish& finish) {
   switch (plan.kind) {
-    case TileKind::large: return run_gemm<LargeTile>(plan, a, b, k, c, c_stride, finish);
-    case TileKind::tall: return run_gemm<TallTile>(plan, a, b, k, c, c_stride, finish);
-    case TileKind::small: return run_gemm<SmallTile>(plan, a, b, k, c, c_stride, finish);
-    case TileKind::tf32: return run_gemm<Tf32Tile>(plan, a, b, k, c, c_stride, finish);
-    case TileKind::skinny: return run_gemm<SkinnyTile>(plan, a, b, k, c, c_stride, finish);
+    case TileKind::large: return run_gemm<LargeTile>(plan, a, b, k, batch, c, c_stride, finish);
+    case TileKind::tall: return run_gemm<TallTile>(plan, a, b, k, batch, c, c_stride, finish);
+    case TileKind::small: return run_gemm<SmallTile>(plan, a, b, k, batch, c, c_stride, finish);
+    case TileKind::tf32: return run_gemm<Tf32Tile>(plan, a, b, k, batch, c, c_stride, finish);
+    case TileKind::skinny: return run_gemm<SkinnyTile>(plan, a, b, k, batch, c, c_stride, finish);
   }
 }
 
@@ -97,7 +102,7 @@ __global__ void column_sum_kernel(Index rows, Index n, Index chunk, const float*
 
 }  // namespace
 
-Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most, std::span<const TileKind> kinds) {
+Plan plan_tiles(Index m, Index n, Index k, Index batch, std::span<const TileKind> kinds) {
   if (m * n * batch == 0) return {TileKind::small, 0, 0, 0, 0};
   Plan best{};
   double least = 0;
@@ -107,7 +112,7 @@ Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most, std::span<co
     const TileSpeed& tile = kTiles[static_cast<int>(kind)];
     const Index down = ceil_div(m, tile.rows), across = ceil_div(n, tile.columns), tiles = down * across * batch;
     const Index fill = std::min(kAtOnce / tiles, k / kLeastPart);
-    const Index parts = std::max({Index{1}, fill, ceil_div(k, most)});
+    const Index parts = std::max({Index{1}, fill, ceil_div(k, kLongestPart)});
     const Index chunk = ceil_div(std::max<Index>(1, ceil_div(k, parts)), kAllDepths) * kAllDepths;
     const Index splits = std::max<Index>(1, ceil_div(k, chunk));
     const double turns = static_cast<double>(ceil_div(tiles * splits, kAtOnce));
@@ -122,15 +127,17 @@ void sum_parts(const float* parts, Index splits, Index rows, Index n, float* c, 
 }
 
 void gemm(Index m, Index n, Index k, const Matrix& a, const Matrix& b, float* c, Index c_stride, const float* bias,
-          Activation activation) {
-  const MatrixSource source_a{a.data, a.stride, m, !a.transposed, is_vector(a.data, a.stride)};
-  const MatrixSource source_b{b.data, b.stride, n, b.transposed, is_vector(b.data, b.stride)};
-  const Plan plan = plan_tiles(m, n, k, 1, kLongestPart, kGemmTiles);
+          Activation activation, const Batch& batch) {
+  const auto vector = [&](const Matrix& x, Index step) { return is_vector(x.data, x.stride) && step % 4 == 0; };
+  const MatrixSource source_a{a.data, a.stride, m, !a.transposed, vector(a, batch.a_step)};
+  const MatrixSource source_b{b.data, b.stride, n, b.transposed, vector(b, batch.b_step)};
+  const Plan plan = plan_tiles(m, n, k, batch.count, kGemmTiles);
   const Finish finish{bias, activation};
-  if (plan.splits <= 1) return run_gemm(plan, source_a, source_b, k, c, c_stride, finish);
-  Buffer<float> parts(plan.splits * m * n);
-  run_gemm(plan, source_a, source_b, k, parts.data(), n, {nullptr, Activation::none});
-  sum_parts(parts.data(), plan.splits, m, n, c, c_stride, finish);
+  if (plan.splits <= 1) return run_gemm(plan, source_a, source_b, k, batch, c, c_stride, finish);
+  const Index rows = batch.count * m;
+  Buffer<float> parts(plan.splits * rows * n);
+  run_gemm(plan, source_a, source_b, k, batch, parts.data(), n, {nullptr, Activation::none});
+  sum_parts(parts.data(), plan.splits, rows, n, c, c_stride, finish);
 }
 
 void column_sum(Index rows, Index n, const float* x, Index stride, float* out) {

@@ -13,9 +13,15 @@ struct Matrix {
   bool transposed = false;
 };
 
+// Products of one size, done at once: the operands of the next stand so many numbers further, each c's rows follow the
+// last one's.
+struct Batch {
+  Index count = 1, a_step = 0, b_step = 0;
+};
+
 // Overwrites c (rows c_stride apart). bias (n) may be null. The order of each sum depends on the sizes only.
 void gemm(Index m, Index n, Index k, const Matrix& a, const Matrix& b, float* c, Index c_stride,
-          const float* bias = nullptr, Activation activation = Activation::none);
+          const float* bias = nullptr, Activation activation = Activation::none, const Batch& batch = {});
 
 // out (n) = the sum of the rows of x (rows x n, stride apart): every bias gradient.
 void column_sum(Index rows, Index n, const float* x, Index stride, float* out);

@@ -18,8 +18,6 @@
 namespace lec7::cuda {
 namespace {
 
-constexpr Index kLongestPart = 8192;
-
 // Rows are images; k runs over the numbers of lines that are line_stride apart.
 struct LineSource {
   const float* data;  // of the first image
@@ -237,7 +235,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
 template <class P>
 void multiply_cells(P p, Index cells, Index m, Index n, Index k, Index size, Index row) {
   constexpr TileKind kinds[] = {TileKind::small, TileKind::skinny};
-  const Plan plan = plan_tiles(m, n, k, cells, kLongestPart, kinds);
+  const Plan plan = plan_tiles(m, n, k, cells, kinds);
   if (size == 0) return;
   float* const result = p.result;
   const Finish finish{p.bias, Activation::none};

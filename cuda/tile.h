@@ -317,11 +317,11 @@ struct Plan {
   Index blocks() const { return tiles_down * tiles_across * splits; }
 };
 
-// The tile (of those that the caller has; tf32's where it is allowed and the GPU has it) and the split that
-// take the least time by a simple model: blocks run in turns of kAtOnce, and a block takes its multiplications over the
-// tile's speed. It depends on sizes alone, so that results do as well. `batch` products are done at once. `most` bounds
-// a part of k: longer sums are less accurate.
-Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most, std::span<const TileKind> kinds);
+// The tile (of those that the caller has; tf32's where it is allowed and the GPU has it) and the split that take the
+// least time by a simple model: blocks run in turns of so many, and a block takes its multiplications over the tile's
+// speed. A part of k is never very long: longer sums are less accurate. `batch` products are done at once. All of it
+// depends on sizes alone, so that results do as well.
+Plan plan_tiles(Index m, Index n, Index k, Index batch, std::span<const TileKind> kinds);
 
 // c (rows x n, c_stride apart) = finish(the sum of the parts (splits x rows x n) in their order).
 void sum_parts(const float* parts, Index splits, Index rows, Index n, float* c, Index c_stride, const Finish& finish);

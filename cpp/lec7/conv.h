@@ -16,7 +16,8 @@
 namespace lec7 {
 
 // The methods that convolutions of float32 may take: direct sums; those with about their error, 4e-7 relative to
-// the norm of the result; those with an error up to 1e-5, which are up to four times as fast. float64 is always direct.
+// the norm of the result (CUDA has none); those with an error up to 1e-5, which are up to four times as fast. float64
+// is always direct. The CPU and each CUDA module have a setting of their own.
 enum class ConvAlgorithm { direct, accurate, fast };
 
 ConvAlgorithm conv_algorithm();  // at first, fast
