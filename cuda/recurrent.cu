@@ -33,7 +33,8 @@ namespace {
 constexpr Index kMostRows = 256;      // of a batch, up to which a step is bound by latency
 constexpr int kTileBytes = 16 << 10;  // of h or dz, in each of two buffers
 constexpr int kTileNumbers = kTileBytes / static_cast<int>(sizeof(float));
-constexpr int kSumBytes = 4 * 16 * kThreads;  // a thread's 4 x 4 sums
+
+static_assert(2 * kTileBytes >= kThreads * 4 * 4 * static_cast<int>(sizeof(float)), "a thread has 4 x 4 sums");
 
 using Forward = RecurrentForward<float>;
 using Backward = RecurrentBackward<float>;
@@ -220,8 +221,7 @@ struct Share {
   constexpr int chunk() const { return 4 * row_groups; }
   constexpr int padded_depth() const { return (depth + 3) / 4 * 4; }
   constexpr std::size_t bytes() const {
-    return static_cast<std::size_t>(padded_depth()) * static_cast<std::size_t>(quads) * sizeof(float4) +
-           2 * kTileBytes + kSumBytes;
+    return static_cast<std::size_t>(padded_depth()) * static_cast<std::size_t>(quads) * sizeof(float4) + 2 * kTileBytes;
   }
 };
 
@@ -232,7 +232,7 @@ struct Block {
   int units, rows;
   float4* weights;  // (padded depth, quads)
   float* tiles;
-  float4* sums;  // (slices, chunk, quads)
+  float4* sums;  // (slices, chunk, quads), where the tiles were
 
   __device__ Block(const Share& p, const RecurrentShape& s, float4* shared)
       : share(p),
@@ -242,7 +242,7 @@ struct Block {
         rows(static_cast<int>(s.batch - row < p.rows ? s.batch - row : p.rows)),
         weights(shared),
         tiles(reinterpret_cast<float*>(shared + static_cast<Index>(p.padded_depth()) * p.quads)),
-        sums(reinterpret_cast<float4*>(tiles + 2 * kTileNumbers)) {}
+        sums(reinterpret_cast<float4*>(tiles)) {}
 
   // weights[k][quad][c] = column(k, quad, c), with zeros past the depth. Neighbouring threads take what stands side by
   // side in memory: quads, or the depth.
@@ -283,6 +283,7 @@ struct Block {
     const Share& p = share;
     const int t = static_cast<int>(threadIdx.x), quad = t % p.quads, group = t / p.quads % p.row_groups;
     const int slice = t / (p.quads * p.row_groups), stride = p.tile + 4;
+    __syncthreads();  // the sums of the chunk before were read
     copy(count, 0, row_of, tiles);
     float4 sum[4] = {};
 #pragma unroll
