@@ -372,7 +372,8 @@ __global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(Recurren
         float4 x = make_float4(0, 0, 0, 0);
         const float* const from = inputs_of<G>(s, a, t, n + r, block.unit + (G == 1 ? 4 * quad : quad));
         const Index apart = G == 1 ? 1 : H;
-        const int numbers = G == 1 ? block.units - 4 * quad : G;
+        const int left = block.units - (G == 1 ? 4 * quad : quad);  // the last block may have fewer units
+        const int numbers = G == 1 ? left : left > 0 ? G : 0;
         if (numbers > 0) x.x = from[0];
         if (numbers > 1) x.y = from[apart];
         if (numbers > 2) x.z = from[2 * apart];
