@@ -75,8 +75,8 @@ inline void copy_async4(void* shared, const void* global, bool valid = true,
 }
 inline void commit_copies() { host::commit_copies(); }
 template <int kGroupsLeft>
-void wait_for_copies() {
-  host::wait_for_copies(kGroupsLeft);
+void wait_for_copies(host::Where where = host::Where::current()) {
+  host::wait_for_copies(kGroupsLeft, where);
 }
 
 #endif

@@ -1,17 +1,17 @@
 // Attention in tiles of 64 queries x 64 keys, in exact float32 (Dao 2023, FlashAttention-2).
 //
-//   tiles       64 rows x 64 columns of q, k, v, dy or scores in shared memory. Their float4s are swizzled, so that 8
-//               lanes may read down a column or along a row without a bank conflict
-//   products    16 lanes x 64/R rows of threads hold R x 4 numbers each; a step of 4 takes R + 4 loads of 16 bytes for
-//               16 R multiplications and additions: bound by arithmetic. Heads wider than 64 go through in chunks
-//   forward     a block owns 64 queries: the running maximum, sum and y stay in registers, scores never leave the
-//   block.
-//               2 Tq Tk (d + dv) FLOPs a head (half where causal); 4 (Tq (d + dv) + (d + dv) Tk Tq / 64) bytes, of
-//               which all but the first Tk come from L2
-//   backward    p is recomputed from lse. One kernel owns 64 keys and gives dk and dv (8 Tq Tk d FLOPs at d = dv), one
-//               owns 64 queries and gives dq (6 Tq Tk d): a seventh more work than one kernel for all, and no atomics
-//   few         up to 4 queries (a decoder's step) are bound by reading k and v once: a block takes 256 keys of one
-//               query, and the parts of a query are combined in order
+//   tiles     64 rows x 64 columns of q, k, v, dy or scores in shared memory, copied asynchronously. Their float4s are
+//             swizzled: lanes read down a column or along a row without a bank conflict
+//   products  16 lanes x 64/R rows of threads hold R x 4 numbers each; 4 steps of a product take R + 4 loads of 16
+//             bytes for 16 R multiplications and additions: bound by arithmetic. Wider heads go through in chunks of
+//             64 columns; a block accumulates up to two, and with more, further blocks make the same scores again
+//   forward   a block owns 64 queries: the running maximum, sum and y stay in registers, scores never leave the block.
+//             2 Tq Tk (d + dv) FLOPs a head, half of that where causal; each tile of queries reads k and v, 4 Tk (d +
+//             dv) bytes, from L2
+//   backward  p is made again from lse. One kernel owns 64 keys and gives dk and dv (4 Tq Tk (d + dv) FLOPs), one owns
+//             64 queries and gives dq (2 Tq Tk (2 d + dv)): at d = dv 14 Tq Tk d, a seventh of it to have no atomics
+//   few       up to 4 queries (a decoder's step) are bound by the reading of k and v, 4 Tk (d + dv) bytes for each. A
+//             block takes 256 keys of a query (backward: 64 keys of all), and its parts are combined in order
 //
 // Tiles of keys that no query of the tile sees are skipped.
 #include "lec7/attention.h"
@@ -240,7 +240,8 @@ __device__ inline int chunks_of(int columns) { return (columns + kTile - 1) / kT
 
 // ---- forward ----
 
-// `resident`: all chunks of q stay in shared memory; otherwise they are read again for each tile of keys.
+// `resident`: all chunks of q stay in shared memory; otherwise they are read again for each tile of keys. Registers are
+// bounded for three blocks a multiprocessor, or two that accumulate two chunks.
 template <int NC>
 __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
     attention_forward_kernel(Problem p, bool resident, const float* q, const float* k, const float* v, float* y,
@@ -653,7 +654,9 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
         __syncthreads();
       }
       if (c < a_chunks) add_dot_products(own_tile(c), other_tile(c), least(kTile, p.d - c * kTile), probabilities);
-      else add_dot_products(own_tile(c), other_tile(c), least(kTile, p.dv - (c - a_chunks) * kTile), ds);
+      else if (da != nullptr) {
+        add_dot_products(own_tile(c), other_tile(c), least(kTile, p.dv - (c - a_chunks) * kTile), ds);
+      }
     }
     const bool all = own_keys ? head.sees_all(other0, own0 + kTile) : head.sees_all(own0, other0 + kTile);
     Seen seen = own_keys ? head.seen(other0 + lane(), own0) : head.seen(own0 + first_row(), other0);

@@ -3,13 +3,13 @@
 //
 //   persistent  one launch for the whole sequence. A block owns some hidden units, with all their gates, for some rows
 //               of the batch, and keeps its columns of Wh (backward: its rows) in shared memory from the first step to
-//               the last; all blocks meet once a step, where they exchange h (backward: dz) through L2. A step is 2 N H
-//               G H FLOPs and reads 4 N H numbers in each group of blocks, where a product of its own would read Wh
-//               too: a step takes the time of the barrier, a few microseconds, as long as rows are few
-//   steps       where Wh does not fit, rows are many or there is one step: a matrix product and an elementwise kernel
-//               for each step, bound by the reading of Wh, 4 G H H bytes, or by arithmetic
+//               the last; all blocks meet once a step, where they exchange h (backward: dz) through L2. A step is
+//               2 N H G H FLOPs, and each block reads h of its rows, 4 H bytes a row (dz: 4 G H). Few rows take the
+//               time of the barrier and of one way through L2
+//   steps       where Wh does not fit, where rows are many, or for a single step: a matrix product and an elementwise
+//               kernel for each, bound by the reading of Wh, 4 G H H bytes, or by arithmetic
 //
-// The order of sums is the same from run to run; it depends on the sizes and, in the persistent kernels, on the number
+// The order of sums is the same from run to run. It depends on the sizes and, in the persistent kernels, on the number
 // of the GPU's multiprocessors.
 //
 // Backward hands dh on in two parts: through Wh, a product with dz, and directly (the GRU's z). Rows that are not alive
@@ -30,9 +30,11 @@
 namespace lec7::cuda {
 namespace {
 
-constexpr Index kMostRows = 256;              // of a batch, up to which a step is bound by latency
-constexpr int kTileBytes = 16 << 10;          // of h or dz, in each of two buffers
-constexpr int kSumBytes = 4 * 16 * kThreads;  // a thread's 4 x 4 sums
+constexpr Index kMostRows = 256;      // of a batch, up to which a step is bound by latency
+constexpr int kTileBytes = 16 << 10;  // of h or dz, in each of two buffers
+constexpr int kTileNumbers = kTileBytes / static_cast<int>(sizeof(float));
+
+static_assert(2 * kTileBytes >= kThreads * 4 * 4 * static_cast<int>(sizeof(float)), "a thread has 4 x 4 sums");
 
 using Forward = RecurrentForward<float>;
 using Backward = RecurrentBackward<float>;
@@ -219,8 +221,7 @@ struct Share {
   constexpr int chunk() const { return 4 * row_groups; }
   constexpr int padded_depth() const { return (depth + 3) / 4 * 4; }
   constexpr std::size_t bytes() const {
-    return static_cast<std::size_t>(padded_depth()) * static_cast<std::size_t>(quads) * sizeof(float4) +
-           2 * kTileBytes + kSumBytes;
+    return static_cast<std::size_t>(padded_depth()) * static_cast<std::size_t>(quads) * sizeof(float4) + 2 * kTileBytes;
   }
 };
 
@@ -231,7 +232,7 @@ struct Block {
   int units, rows;
   float4* weights;  // (padded depth, quads)
   float* tiles;
-  float4* sums;  // (slices, chunk, quads)
+  float4* sums;  // (slices, chunk, quads), where the tiles were
 
   __device__ Block(const Share& p, const RecurrentShape& s, float4* shared)
       : share(p),
@@ -241,14 +242,15 @@ struct Block {
         rows(static_cast<int>(s.batch - row < p.rows ? s.batch - row : p.rows)),
         weights(shared),
         tiles(reinterpret_cast<float*>(shared + static_cast<Index>(p.padded_depth()) * p.quads)),
-        sums(reinterpret_cast<float4*>(tiles + 2 * kTileBytes / sizeof(float))) {}
+        sums(reinterpret_cast<float4*>(tiles)) {}
 
-  // weights[k][quad][c] = column(k, quad, c), with zeros past the depth.
+  // weights[k][quad][c] = column(k, quad, c), with zeros past the depth. Neighbouring threads take what stands side by
+  // side in memory: quads, or the depth.
   template <class Column>
-  __device__ void load_weights(Column&& column) const {
-    const int count = share.padded_depth() * share.quads;
+  __device__ void load_weights(bool along_depth, Column&& column) const {
+    const int deep = share.padded_depth(), count = deep * share.quads;
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
-      const int quad = i / share.padded_depth(), k = i - quad * share.padded_depth();
+      const int quad = along_depth ? i / deep : i % share.quads, k = along_depth ? i % deep : i / share.quads;
       float4 value = make_float4(0, 0, 0, 0);
       if (k < share.depth) {
         value = make_float4(column(k, quad, 0), column(k, quad, 1), column(k, quad, 2), column(k, quad, 3));
@@ -281,6 +283,7 @@ struct Block {
     const Share& p = share;
     const int t = static_cast<int>(threadIdx.x), quad = t % p.quads, group = t / p.quads % p.row_groups;
     const int slice = t / (p.quads * p.row_groups), stride = p.tile + 4;
+    __syncthreads();  // the sums of the chunk before were read
     copy(count, 0, row_of, tiles);
     float4 sum[4] = {};
 #pragma unroll
@@ -288,9 +291,9 @@ struct Block {
       if (slice == 0 && group + i * p.row_groups < count) sum[i] = first(group + i * p.row_groups, quad);
     }
     for (int k0 = 0, now = 0; k0 < p.depth; k0 += p.tile, now ^= 1) {
-      float* const tile = tiles + now * (kTileBytes / static_cast<int>(sizeof(float)));
+      float* const tile = tiles + now * kTileNumbers;
       if (k0 + p.tile < p.depth) {
-        copy(count, k0 + p.tile, row_of, tiles + (now ^ 1) * (kTileBytes / static_cast<int>(sizeof(float))));
+        copy(count, k0 + p.tile, row_of, tiles + (now ^ 1) * kTileNumbers);
         wait_for_copies<1>();
       } else {
         wait_for_copies<0>();
@@ -358,7 +361,7 @@ __global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(Recurren
   LEC7_DYNAMIC_SHARED(shared, float4);
   const Block block(share, s, shared);
   const Index H = s.hidden;
-  block.load_weights([&](int k, int quad, int c) {
+  block.load_weights(false, [&](int k, int quad, int c) {
     const int unit = G == 1 ? 4 * quad + c : quad, gate = G == 1 ? 0 : c;
     return unit < block.units && gate < G ? a.weight_h[k * G * H + gate * H + block.unit + unit] : 0.0f;
   });
@@ -369,7 +372,8 @@ __global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(Recurren
         float4 x = make_float4(0, 0, 0, 0);
         const float* const from = inputs_of<G>(s, a, t, n + r, block.unit + (G == 1 ? 4 * quad : quad));
         const Index apart = G == 1 ? 1 : H;
-        const int numbers = G == 1 ? block.units - 4 * quad : G;
+        const int left = block.units - (G == 1 ? 4 * quad : quad);  // the last block may have fewer units
+        const int numbers = G == 1 ? left : left > 0 ? G : 0;
         if (numbers > 0) x.x = from[0];
         if (numbers > 1) x.y = from[apart];
         if (numbers > 2) x.z = from[2 * apart];
@@ -393,7 +397,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   LEC7_DYNAMIC_SHARED(shared, float4);
   const Block block(share, s, shared);
   const Index H = s.hidden;
-  block.load_weights([&](int k, int quad, int c) {
+  block.load_weights(true, [&](int k, int quad, int c) {
     return 4 * quad + c < block.units ? a.weight_h[(block.unit + 4 * quad + c) * G * H + k] : 0.0f;
   });
   // The walk back; after it, what comes through the first step's dz is dh0.
@@ -442,7 +446,7 @@ Share share_of(const RecurrentShape& s, Index depth, int per_quad, bool aligned)
     if (p.quads > kThreads) continue;
     p.row_groups = std::min((p.rows + 3) / 4, kThreads / p.quads);
     p.slices = kThreads / (p.quads * p.row_groups);
-    const int widest = kTileBytes / static_cast<int>(sizeof(float)) / p.chunk() - 4;
+    const int widest = kTileNumbers / p.chunk() - 4;
     p.tile = std::min(p.padded_depth(), widest / 4 * 4);
     if (p.bytes() <= properties().shared_per_block) return p;
   }

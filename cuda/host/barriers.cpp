@@ -15,12 +15,6 @@ bool same(const Where& a, const Where& b) {
 
 std::string place(const Where& where) { return std::string(where.file_name()) + ":" + std::to_string(where.line()); }
 
-// A barrier that is left out, to see whether somebody notices: LEC7_LEAVE_OUT=gemm.cu:91 (tests/cuda/leave_out.py).
-bool left_out(const Where& where) {
-  static const char* const which = std::getenv("LEC7_LEAVE_OUT");
-  return which != nullptr && place(where).ends_with(std::string("/") + which);
-}
-
 // Those who come to a barrier among `expected` of the worker's threads, from the first on.
 void meet(Barrier& barrier, std::size_t first, std::size_t expected, State waiting, Where where) {
   FiberThread& me = self();
@@ -97,6 +91,11 @@ Meeting& meet_lanes(unsigned mask, const Slot& value, std::size_t bytes, bool or
 }
 
 }  // namespace
+
+bool left_out(const Where& where) {
+  static const char* const which = std::getenv("LEC7_LEAVE_OUT");
+  return which != nullptr && place(where).ends_with(std::string("/") + which);
+}
 
 void sync_threads(Where where) {
   if (left_out(where)) return;

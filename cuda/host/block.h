@@ -91,6 +91,10 @@ inline unsigned volume(const dim3& size) { return size.x * size.y * size.z; }
 // This thread waits: another one goes on, until this one is ready again.
 void wait();
 
+// A barrier, or a wait, that is left out to see whether a test misses it: LEC7_LEAVE_OUT=gemm.cu:91
+// (tests/cuda/leave_out.py).
+bool left_out(const Where& where);
+
 // Shared memory of a block that begins, and of one that ends.
 void begin_shared_memory(Block& block, std::size_t dynamic);
 void end_shared_memory(const Block& block);

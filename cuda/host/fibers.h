@@ -21,8 +21,8 @@
 //   runtime.cpp          the CUDA runtime: a device, its memory, streams and graphs
 //
 // On one core of 2.6 GHz (bench_fibers; in brackets with shuffled threads): a barrier 17 ns a thread (35), a shuffle
-// 17 ns a lane (43), mma_tf32 41 ns a lane (69), a thread that waits for nobody 9 ns (27), a launch 0.5 us and 60 us more
-// for a second worker; 64 x 64 tiles of a 512^3 product 64 ms (82), 4 GFLOP/s.
+// 17 ns a lane (43), mma_tf32 41 ns a lane (69), a thread that waits for nobody 9 ns (27), a launch 0.5 us and 60 us
+// more for a second worker; 64 x 64 tiles of a 512^3 product 64 ms (82), 4 GFLOP/s.
 #pragma once
 
 #include <cstddef>
@@ -116,7 +116,7 @@ void* dynamic_shared_memory();
 // A copy from global to shared memory that is under way: of `bytes`, the first `valid`, then zeros.
 void begin_copy(void* shared, const void* global, std::size_t bytes, std::size_t valid, Where where);
 void commit_copies();
-void wait_for_copies(unsigned groups_left);
+void wait_for_copies(unsigned groups_left, Where where);
 
 // Ends the process and names the current thread.
 [[noreturn]] void die(const char* rule, Where where);

@@ -93,7 +93,8 @@ void begin_copy(void* shared, const void* global, std::size_t bytes, std::size_t
 
 void commit_copies() { ++self().group; }
 
-void wait_for_copies(unsigned groups_left) {
+void wait_for_copies(unsigned groups_left, Where where) {
+  if (left_out(where)) return;
   FiberThread& me = self();
   const auto done = [&](const Copy& copy) {
     if (copy.group + groups_left >= me.group) return false;

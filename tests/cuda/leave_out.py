@@ -1,10 +1,10 @@
 """Leaves out one barrier of the kernels after the other and lists those that no test misses.
 
-Such a barrier is not needed, or no case of test_families.cu needs it: add one. The programs are tried in turn, the
-plain one is fast and ThreadSanitizer (CMakePresets.json) sees everything; some minutes for a file:
+Such a barrier is not needed, or no case of test_families.cu needs it: add one. The programs are tried in
+turn: a plain build is fast, one for ThreadSanitizer (CMakePresets.json) sees everything. Minutes a file.
 
-    python tests/cuda/leave_out.py build/release/tests/cuda/lec7_cuda_tests build/tsan/tests/cuda/lec7_cuda_tests \\
-        [gemm.cu tile.h ...]
+    PROGRAM=tests/cuda/lec7_cuda_tests
+    python tests/cuda/leave_out.py build/release/$PROGRAM build/tsan/$PROGRAM [gemm.cu tile.h ...]
 """
 
 import os
@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 CUDA = Path(__file__).parents[2] / "cuda"
-BARRIER = re.compile(r"^(?!\s*//).*\b(__syncthreads|__syncwarp|sync_grid)\(\)")
+BARRIER = re.compile(r"^(?!\s*//).*\b(__syncthreads|__syncwarp|sync_grid|wait_for_copies<\d>)\(\)")
 
 
 def noticed(program: str, place: str) -> bool:

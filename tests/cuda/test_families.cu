@@ -116,6 +116,40 @@ TEST(linear_layers) {
   }
 }
 
+// Products and convolutions on tensor cores while it lives.
+struct Tf32 {
+  Tf32() { set_allow_tf32(true); }
+  ~Tf32() { set_allow_tf32(false); }
+};
+
+TEST(matrix_products_on_tensor_cores) {
+  const Tf32 allowed;
+  for (const Index k : {9, 130}) {
+    const Index m = 131, n = 66;
+    auto a = floats(m * k, 1), b = floats(k * n, 2);
+    same_in_every_order([&] {
+      auto c = empty(m * n);
+      matmul<float>({m, n, k}, a.data(), false, b.data(), false, c.data());
+      return Results(c);
+    });
+  }
+}
+
+TEST(convolutions_on_tensor_cores) {
+  const Tf32 allowed;
+  const Shape x_shape{2, 9, 10, 19}, weight_shape{3, 3, 19, 68}, bias_shape{68};
+  ConvOptions options;
+  options.padding = {PaddingRule::numbers, {0, 1, 1}, {0, 1, 1}};
+  const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
+  auto x = floats(x_shape, 1), weight = floats(weight_shape, 2), bias = floats(bias_shape, 3), dy = floats(shape.y, 4);
+  same_in_every_order([&] {
+    auto y = empty(shape.y), dx = empty(x_shape), dweight = empty(weight_shape), dbias = empty(bias_shape);
+    conv_forward<float>(shape, x.data(), weight.data(), bias.data(), y.data());
+    conv_backward<float>(shape, dy.data(), x.data(), weight.data(), y.data(), dx.data(), dweight.data(), dbias.data());
+    return Results(y, dx, dweight, dbias);
+  });
+}
+
 TEST(matrix_products) {
   for (const bool transpose_a : {false, true}) {
     for (const bool transpose_b : {false, true}) {
@@ -343,7 +377,7 @@ TEST(attention) {
     const auto [n, heads, queries, keys, d, dv, causal] = test;
     const Trying scope(text("queries=", queries, ", keys=", keys, ", d=", d, ", causal=", causal));
     const Shape q_shape{n, heads, queries, d}, k_shape{n, heads, keys, d}, v_shape{n, heads, keys, dv};
-    const AttentionShape shape = attention_shape(q_shape, k_shape, v_shape, false);
+    const AttentionShape shape = attention_shape(q_shape, k_shape, v_shape, true);
     AttentionParams<float> params{};
     params.scale = 0.3f;
     params.causal = causal;
@@ -351,11 +385,11 @@ TEST(attention) {
     auto q = floats(q_shape, 1), k = floats(k_shape, 2), v = floats(v_shape, 3), dy = floats(shape.y, 4);
     same_in_every_order([&] {
       auto y = empty(shape.y), lse = empty(shape.lse), dq = empty(q_shape), dk = empty(k_shape),
-           dvalues = empty(v_shape);
-      attention_forward<float>(shape, params, q.data(), k.data(), v.data(), y.data(), lse.data(), nullptr);
+           dvalues = empty(v_shape), weights = empty(shape.weights());
+      attention_forward<float>(shape, params, q.data(), k.data(), v.data(), y.data(), lse.data(), weights.data());
       attention_backward<float>(shape, params, dy.data(), q.data(), k.data(), v.data(), y.data(), lse.data(), dq.data(),
                                 dk.data(), dvalues.data());
-      return Results(y, lse, dq, dk, dvalues);
+      return Results(y, lse, weights, dq, dk, dvalues);
     });
   }
 }
@@ -366,8 +400,8 @@ TEST(recurrence) {
     Index steps, batch, inputs, hidden;
     bool reverse;
   };
-  for (const Case& test :
-       {Case{3, 2, 3, 5, false}, Case{3, 21, 2, 20, true}, Case{1, 3, 2, 9, false}, Case{2, 257, 1, 3, true}}) {
+  for (const Case& test : {Case{3, 2, 3, 5, false}, Case{3, 21, 2, 20, true}, Case{1, 3, 2, 9, false},
+                           Case{2, 257, 1, 3, true}, Case{2, 33, 1, 130, false}}) {
     for (const Cell cell : {Cell::rnn_tanh, Cell::lstm, Cell::gru}) {
       const RecurrentShape s{cell, test.steps, test.batch, test.inputs, test.hidden};
       const Trying scope(text("batch=", s.batch, ", hidden=", s.hidden, ", gates=", gate_count(cell)));

@@ -17,7 +17,7 @@ struct Reduced {
 template <int threads>
 __global__ void reduce_kernel(const float* x, Reduced* y) {
   const float mine = x[threadIdx.x];
-  const float sum = block_reduce<threads>(mine, Add{});
+  const float sum = block_reduce<threads>(block_reduce<threads>(mine, Add{}) / threads, Add{});
   const float largest = block_reduce<threads>(mine, Larger{});
   y[threadIdx.x] = {sum, largest, warp_sum<8>(mine)};
 }
