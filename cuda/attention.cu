@@ -21,6 +21,7 @@
 
 #include "async_copy.h"
 #include "kernel.h"
+#include "lengths.h"
 #include "reduce.h"
 
 namespace lec7::cuda {
@@ -716,9 +717,8 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
 
 // ---- host ----
 
-Problem problem_of(const AttentionShape& s, const AttentionParams<float>& params, Buffer<Index>& lengths,
+Problem problem_of(const AttentionShape& s, const AttentionParams<float>& params, Lengths& lengths,
                    std::initializer_list<const float*> arrays) {
-  copy_to_device(lengths.data(), params.key_lengths.data(), params.key_lengths.size() * sizeof(Index));
   bool aligned = s.d % 4 == 0 && s.dv % 4 == 0;
   for (const float* array : arrays) aligned = aligned && reinterpret_cast<std::uintptr_t>(array) % sizeof(float4) == 0;
   Problem p{s.heads,      s.queries,     s.keys,  static_cast<int>(s.d), static_cast<int>(s.dv),
@@ -757,7 +757,7 @@ void launch_backward(const char* name, const AttentionShape& s, const Problem& p
 template <>
 void attention_forward(const AttentionShape& s, const AttentionParams<float>& params, const float* q, const float* k,
                        const float* v, float* y, float* lse, float* weights) {
-  Buffer<Index> lengths(static_cast<Index>(params.key_lengths.size()));
+  Lengths lengths(params.key_lengths);
   const Problem p = problem_of(s, params, lengths, {q, k, v, y});
   if (s.queries <= kFewQueries) {
     const Index chunks = std::max<Index>(1, ceil_div(s.keys, kChunk));
@@ -789,7 +789,7 @@ template <>
 void attention_backward(const AttentionShape& s, const AttentionParams<float>& params, const float* dy, const float* q,
                         const float* k, const float* v, const float* y, const float* lse, float* dq, float* dk,
                         float* dv) {
-  Buffer<Index> lengths(static_cast<Index>(params.key_lengths.size()));
+  Lengths lengths(params.key_lengths);
   const Problem p = problem_of(s, params, lengths, {dy, q, k, v, y, dq, dk, dv});
   if (s.queries <= kFewQueries) {
     // Where there is no key, dq has no tile and is 0, the sum of no parts.

@@ -5,7 +5,7 @@
 //   scattered   dx of few channels: dy W^T is what each window hands to the cells under it, and each cell adds up
 //   implicit    the rest: a matrix product whose operand, the patches of x, is never stored
 //
-// There are direct sums only, whatever conv_algorithm() allows.
+// There are direct sums only, whatever conv_algorithm() allows; with allow_tf32() on tensor cores.
 //
 // Implicit products, in tiles of tile.h: a row is an output cell, k runs over the taps and in each over the channels, a
 // column is a filter. 2 cells taps channels filters FLOPs, bound by the FMA units; a thread finds its four channels of
@@ -185,11 +185,12 @@ template <class Body>
 void with_tile(TileKind kind, Body&& body) {
   switch (kind) {
     case TileKind::tall: return body.template operator()<TallTile>();
+    case TileKind::tf32: return body.template operator()<Tf32Tile>();
     default: return body.template operator()<SmallTile>();
   }
 }
 // A large tile's 64 sums and the place of a patch do not fit into the registers of a thread.
-constexpr TileKind kConvTiles[] = {TileKind::tall, TileKind::small};
+constexpr TileKind kConvTiles[] = {TileKind::tall, TileKind::small, TileKind::tf32};
 
 // y, of `size` numbers, from the passes over x: all its cells, each in one pass.
 void convolve(const std::vector<Pass>& passes, ConvOperands o, Index size) {

@@ -20,8 +20,8 @@ struct TileSpeed {
   Index rows, columns;
   double speed;  // multiplications in a unit of time, relative to the large tile's
 };
-constexpr TileSpeed kTiles[] = {{128, 128, 1.0}, {128, 64, 0.9}, {64, 64, 0.75}, {16, 128, 0.4}};
-constexpr TileKind kGemmTiles[] = {TileKind::large, TileKind::tall, TileKind::small, TileKind::skinny};
+constexpr TileSpeed kTiles[] = {{128, 128, 1.0}, {128, 64, 0.9}, {64, 64, 0.75}, {16, 128, 0.4}, {128, 64, 4.0}};
+constexpr TileKind kGemmTiles[] = {TileKind::large, TileKind::tall, TileKind::small, TileKind::skinny, TileKind::tf32};
 
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::kResident)
@@ -63,6 +63,7 @@ void run_gemm(const Plan& plan, const MatrixSource& a, const MatrixSource& b, In
     case TileKind::large: return run_gemm<LargeTile>(plan, a, b, k, c, c_stride, finish);
     case TileKind::tall: return run_gemm<TallTile>(plan, a, b, k, c, c_stride, finish);
     case TileKind::small: return run_gemm<SmallTile>(plan, a, b, k, c, c_stride, finish);
+    case TileKind::tf32: return run_gemm<Tf32Tile>(plan, a, b, k, c, c_stride, finish);
     case TileKind::skinny: return run_gemm<SkinnyTile>(plan, a, b, k, c, c_stride, finish);
   }
 }
@@ -97,12 +98,14 @@ __global__ void column_sum_kernel(Index rows, Index n, Index chunk, const float*
 }  // namespace
 
 Plan plan_tiles(Index m, Index n, Index k, Index batch, Index most, std::span<const TileKind> kinds) {
+  if (m * n * batch == 0) return {TileKind::small, 0, 0, 0, 0};
   Plan best{};
   double least = 0;
+  const bool tensor_cores = allow_tf32() && properties().compute_capability >= 80;
   for (const TileKind kind : kinds) {
+    if (kind == TileKind::tf32 && !tensor_cores) continue;
     const TileSpeed& tile = kTiles[static_cast<int>(kind)];
     const Index down = ceil_div(m, tile.rows), across = ceil_div(n, tile.columns), tiles = down * across * batch;
-    if (tiles == 0) return {TileKind::small, down, across, 0, 0};
     const Index fill = std::min(kAtOnce / tiles, k / kLeastPart);
     const Index parts = std::max({Index{1}, fill, ceil_div(k, most)});
     const Index chunk = ceil_div(std::max<Index>(1, ceil_div(k, parts)), kAllDepths) * kAllDepths;

@@ -25,6 +25,7 @@
 #include "gemm.h"
 #include "grid.h"
 #include "kernel.h"
+#include "lengths.h"
 
 namespace lec7::cuda {
 namespace {
@@ -64,29 +65,36 @@ __device__ const float* state_before(const RecurrentShape& s, const Arrays& a, I
 
 // ---- one unit of one row at one step ----
 
-// `product`: of h with the columns of Wh, gate by gate; x Wx + b stands where the gates will (RNN: where h will).
+// x Wx + b of row n, unit j and time t, where the gates will stand (RNN: where h will).
 template <int G>
-__device__ void unit_forward(const RecurrentShape& s, const Forward& a, Index t, Index n, Index j,
-                             const float (&product)[G], float h_before) {
+__device__ const float* inputs_of(const RecurrentShape& s, const Forward& a, Index t, Index n, Index j) {
+  return (G == 1 ? a.hs : a.gates) + (t * s.batch + n) * G * s.hidden + j;
+}
+
+// The sums before the nonlinearities, x Wx + b + h Wh:
+//   RNN   in x
+//   LSTM  i, f, o, g
+//   GRU   r, z; and apart, since r comes between them, h Wh_n and x Wx_n + b_n
+template <int G>
+__device__ void unit_forward(const RecurrentShape& s, const Forward& a, Index t, Index n, Index j, float4 sums,
+                             float h_before) {
   const Index H = s.hidden, row = t * s.batch + n, length = length_of(s, a, n);
   const bool lives = t < length;
-  float* const z = (G == 1 ? a.hs : a.gates) + row * G * H + j;
+  float* const gates = a.gates + row * G * H + j;
   float h, c = 0;
   if constexpr (G == 1) {
-    h = activate(s.cell == Cell::rnn_relu ? Activation::relu : Activation::tanh, z[0] + product[0]);
+    h = activate(s.cell == Cell::rnn_relu ? Activation::relu : Activation::tanh, sums.x);
   } else if constexpr (G == 4) {
-    const float in = sigmoid(z[0] + product[0]), forget = sigmoid(z[H] + product[1]);
-    const float out = sigmoid(z[2 * H] + product[2]), g = tanhf(z[3 * H] + product[3]);
+    const float in = sigmoid(sums.x), forget = sigmoid(sums.y), out = sigmoid(sums.z), g = tanhf(sums.w);
     c = forget * (begins(s, a, t, n) ? a.c0[n * H + j] : a.cells[row_before(s, a, t, n) * H + j]) + in * g;
     h = out * tanhf(c);
-    z[0] = in, z[H] = forget, z[2 * H] = out, z[3 * H] = g;
+    gates[0] = in, gates[H] = forget, gates[2 * H] = out, gates[3 * H] = g;
     a.cells[row * H + j] = c;
   } else {
-    const float r = sigmoid(z[0] + product[0]), keep = sigmoid(z[H] + product[1]);
-    const float candidate = tanhf(z[2 * H] + r * product[2]);
+    const float r = sigmoid(sums.x), keep = sigmoid(sums.y), candidate = tanhf(sums.w + r * sums.z);
     h = (1 - keep) * candidate + keep * h_before;
-    z[0] = r, z[H] = keep, z[2 * H] = candidate;
-    a.cells[row * H + j] = product[2];
+    gates[0] = r, gates[H] = keep, gates[2 * H] = candidate;
+    a.cells[row * H + j] = sums.z;
   }
   a.hs[row * H + j] = lives ? h : 0;
   const bool ends = lives && (a.reverse ? t == 0 : t == length - 1);
@@ -154,10 +162,14 @@ __global__ void recurrent_step_forward_kernel(RecurrentShape s, Forward a, Index
                                               const float* products) {
   LEC7_STRIDED(i, s.batch * s.hidden) {
     const Index n = i / s.hidden, j = i - n * s.hidden;
-    float product[G];
-#pragma unroll
-    for (int g = 0; g < G; ++g) product[g] = products[(n * G + g) * s.hidden + j];
-    unit_forward<G>(s, a, t, n, j, product, h_before[i]);
+    const float* const x = inputs_of<G>(s, a, t, n, j);
+    const float* const h = products + n * G * s.hidden + j;
+    const Index H = s.hidden;
+    float4 sums = make_float4(x[0] + h[0], 0, 0, 0);
+    if constexpr (G > 1) sums.y = x[H] + h[H];
+    if constexpr (G == 3) sums.z = h[2 * H], sums.w = x[2 * H];
+    if constexpr (G == 4) sums.z = x[2 * H] + h[2 * H], sums.w = x[3 * H] + h[3 * H];
+    unit_forward<G>(s, a, t, n, j, sums, h_before[i]);
   }
 }
 
@@ -262,14 +274,19 @@ struct Block {
     commit_copies();
   }
 
-  // The rows of a chunk, row_of(r) for r < count, times the weights: read them with products() or product().
-  template <class RowOf>
-  __device__ void multiply(int count, RowOf&& row_of) const {
+  // first(r, quad) plus the rows of a chunk, row_of(r) for r < count, times the weights: read by products() or
+  // product().
+  template <class RowOf, class First>
+  __device__ void multiply(int count, RowOf&& row_of, First&& first) const {
     const Share& p = share;
     const int t = static_cast<int>(threadIdx.x), quad = t % p.quads, group = t / p.quads % p.row_groups;
     const int slice = t / (p.quads * p.row_groups), stride = p.tile + 4;
-    float4 sum[4] = {};
     copy(count, 0, row_of, tiles);
+    float4 sum[4] = {};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (slice == 0 && group + i * p.row_groups < count) sum[i] = first(group + i * p.row_groups, quad);
+    }
     for (int k0 = 0, now = 0; k0 < p.depth; k0 += p.tile, now ^= 1) {
       float* const tile = tiles + now * (kTileBytes / static_cast<int>(sizeof(float)));
       if (k0 + p.tile < p.depth) {
@@ -348,18 +365,22 @@ __global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(Recurren
   for (Index step = 0; step < s.steps; ++step) {
     const Index t = time_of(s, a, step);
     block.for_chunks([&](Index n, int count) {
-      block.multiply(count, [&](int r) { return state_before(s, a, t, n + r); });
+      const auto inputs = [&](int r, int quad) {
+        float4 x = make_float4(0, 0, 0, 0);
+        const float* const from = inputs_of<G>(s, a, t, n + r, block.unit + (G == 1 ? 4 * quad : quad));
+        const Index apart = G == 1 ? 1 : H;
+        const int numbers = G == 1 ? block.units - 4 * quad : G;
+        if (numbers > 0) x.x = from[0];
+        if (numbers > 1) x.y = from[apart];
+        if (numbers > 2) x.z = from[2 * apart];
+        if (numbers > 3) x.w = from[3 * apart];
+        return G == 3 ? make_float4(x.x, x.y, 0, x.z) : x;
+      };
+      block.multiply(count, [&](int r) { return state_before(s, a, t, n + r); }, inputs);
       block.for_units(count, [&](int r, int unit) {
-        float product[G];
-        if constexpr (G == 1) {
-          product[0] = block.product(r, unit);
-        } else {
-          const float4 products = block.products(r, unit);
-          product[0] = products.x, product[1] = products.y, product[2] = products.z;
-          if constexpr (G == 4) product[3] = products.w;
-        }
+        const float4 sums = G == 1 ? make_float4(block.product(r, unit), 0, 0, 0) : block.products(r, unit);
         const Index j = block.unit + unit;
-        unit_forward<G>(s, a, t, n + r, j, product, G == 3 ? state_before(s, a, t, n + r)[j] : 0);
+        unit_forward<G>(s, a, t, n + r, j, sums, G == 3 ? state_before(s, a, t, n + r)[j] : 0);
       });
     });
     if (step + 1 < s.steps) sync_grid();
@@ -376,11 +397,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     return 4 * quad + c < block.units ? a.weight_h[(block.unit + 4 * quad + c) * G * H + k] : 0.0f;
   });
   // The walk back; after it, what comes through the first step's dz is dh0.
-  for (Index step = s.steps - 1; step >= (a.dh0 != nullptr ? -1 : 0); --step) {
+  const Index first = a.dh0 != nullptr ? -1 : 0;
+  for (Index step = s.steps - 1; step >= first; --step) {
     const Index t = time_of(s, a, step), after = time_of(s, a, step + 1);
     const bool last = step == s.steps - 1;
     block.for_chunks([&](Index n, int count) {
-      if (!last) block.multiply(count, [&](int r) { return to.dz_h + (after * s.batch + n + r) * G * H; });
+      if (!last) {
+        block.multiply(
+            count, [&](int r) { return to.dz_h + (after * s.batch + n + r) * G * H; },
+            [](int, int) { return make_float4(0, 0, 0, 0); });
+      }
       block.for_units(count, [&](int r, int unit) {
         const Index j = block.unit + unit;
         const float dh = last ? 0 : block.product(r, unit);
@@ -388,7 +414,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         else a.dh0[(n + r) * H + j] = dh + to.dh[(n + r) * H + j];
       });
     });
-    if (step >= 0) sync_grid();
+    if (step > first) sync_grid();
   }
 }
 
@@ -506,28 +532,25 @@ void backward(const RecurrentShape& s, const Backward& a) {
   if (a.dx != nullptr) gemm(rows, s.inputs, G * H, {to.dz_x, G * H}, {a.weight_x, G * H, true}, a.dx, s.inputs);
 }
 
-// The arrays with lengths that the device can read.
-template <class Arrays>
-Arrays with_lengths(const RecurrentShape& s, Arrays a, Buffer<Index>& lengths) {
-  if (a.lengths == nullptr) return a;
-  copy_to_device(lengths.data(), a.lengths, static_cast<std::size_t>(s.batch) * sizeof(Index));
-  a.lengths = lengths.data();
-  return a;
+std::span<const Index> lengths_of(const RecurrentShape& s, const Index* lengths) {
+  return {lengths, lengths == nullptr ? 0 : static_cast<std::size_t>(s.batch)};
 }
 
 }  // namespace
 
 template <>
 void recurrent_forward(const RecurrentShape& s, const RecurrentForward<float>& arrays) {
-  Buffer<Index> lengths(arrays.lengths == nullptr ? 0 : s.batch);
-  const Forward a = with_lengths(s, arrays, lengths);
+  Lengths lengths(lengths_of(s, arrays.lengths));
+  Forward a = arrays;
+  a.lengths = lengths.data();
   with_gates(s.cell, [&]<int G> { forward<G>(s, a); });
 }
 
 template <>
 void recurrent_backward(const RecurrentShape& s, const RecurrentBackward<float>& arrays) {
-  Buffer<Index> lengths(arrays.lengths == nullptr ? 0 : s.batch);
-  const Backward a = with_lengths(s, arrays, lengths);
+  Lengths lengths(lengths_of(s, arrays.lengths));
+  Backward a = arrays;
+  a.lengths = lengths.data();
   with_gates(s.cell, [&]<int G> { backward<G>(s, a); });
 }
 

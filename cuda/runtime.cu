@@ -12,6 +12,7 @@ namespace lec7::cuda {
 namespace {
 
 thread_local cudaStream_t stream = nullptr;
+std::atomic<bool> tf32 = false;
 
 // The kernels launched since the last synchronization, the newest last: the one that failed is among them.
 constexpr int kRemembered = 8;
@@ -87,6 +88,9 @@ const Properties& properties() {
   }();
   return all.at(static_cast<std::size_t>(current_device()));
 }
+
+bool allow_tf32() { return tf32; }
+void set_allow_tf32(bool allow) { tf32 = allow; }
 
 cudaStream_t current_stream() { return stream; }
 void set_current_stream(cudaStream_t other) { stream = other; }

@@ -27,6 +27,11 @@ struct Properties {
 };
 const Properties& properties();  // of the current device
 
+// Whether matrix products and convolutions may round their operands to tf32 (10 bits of fraction) for tensor cores;
+// at first not.
+bool allow_tf32();
+void set_allow_tf32(bool allow);
+
 // ---- streams ----
 
 cudaStream_t current_stream();  // of this host thread; at first the default stream

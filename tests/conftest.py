@@ -2,6 +2,8 @@
 
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,33 @@ from devices import DeviceOps, cuda_module
 from lec7 import _cpu
 
 ISAS = ("baseline", "avx2", "avx512")
-DEVICES = ("cuda_host", "cuda_host_shuffled", pytest.param("cuda", marks=pytest.mark.cuda))
+DEVICES = ("cuda_host", "cuda_host_shuffled", "cuda")
 
 
 def missing(name: str, reason: str) -> None:
     (pytest.fail if name in required() else pytest.skip)(reason)
 
 
-@pytest.fixture(params=(*ISAS, *DEVICES))
+def device_module(name: str) -> ModuleType:
+    """A CUDA backend, or ImportError with the reason why there is none."""
+    module = cuda_module(name.removesuffix("_shuffled"))
+    if module.device_count() == 0:
+        raise ImportError("there is no GPU, or no driver")
+    return module
+
+
+def devices(*names: str) -> list[Any]:
+    """Parameters of a fixture: those backends that can run here, or that LEC7_REQUIRE names."""
+    found = []
+    for name in names:
+        with suppress(ImportError):
+            if name not in required():
+                device_module(name)
+            found.append(pytest.param(name, marks=pytest.mark.cuda if name == "cuda" else ()))
+    return found
+
+
+@pytest.fixture(params=(*ISAS, *devices(*DEVICES)))
 def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
     """A compiled backend, with its fresh outputs filled with NaN: the CPU's under one ISA, or CUDA's.
 
@@ -29,26 +50,29 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param in ISAS:
         yield from cpu_under(request.param)
         return
-    name = request.param.removesuffix("_shuffled")
-    try:
-        module = cuda_module(name)
-    except ImportError as error:
-        missing(name, f"lec7._{name} is not built: {error}")
-    if module.device_count() == 0:
-        missing(name, "there is no GPU")
-    ops = DeviceOps(module, request.param)
-    if request.node.callspec.params.get("dtype", np.float32) not in ops.dtypes:
-        pytest.skip("CUDA has float32 alone")
-    if request.param.endswith("_shuffled"):
-        ops.set_schedule(workers=2, shuffle=True, seed=zlib.crc32(request.node.nodeid.encode()))
-    yield ops
-    ops.set_schedule()
+    yield from device_under(request)
 
 
 @pytest.fixture(params=ISAS)
 def cpu(request: pytest.FixtureRequest) -> Iterator[Any]:
     """The CPU's backend under one ISA, for what CUDA does in a way of its own."""
     yield from cpu_under(request.param)
+
+
+@pytest.fixture(params=devices(*DEVICES))
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """One of CUDA's backends, for what the CPU does not have."""
+    yield from device_under(request)
+
+
+def device_under(request: pytest.FixtureRequest) -> Iterator[Any]:
+    ops = DeviceOps(device_module(request.param), request.param)
+    if request.node.callspec.params.get("dtype", np.float32) not in ops.dtypes:
+        pytest.skip("CUDA has float32 alone")
+    if request.param.endswith("_shuffled"):
+        ops.set_schedule(workers=2, shuffle=True, seed=zlib.crc32(request.node.nodeid.encode()))
+    yield ops
+    ops.set_schedule()
 
 
 def cpu_under(isa: str) -> Iterator[Any]:

@@ -1,6 +1,8 @@
 """CUDA backends as the tests of the ops see them: NumPy arrays go in and come out."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +36,15 @@ class DeviceOps:
             return False
         self._module._set_schedule(**options)
         return True
+
+    @contextmanager
+    def tf32(self) -> Iterator[None]:
+        """Products and convolutions may round their operands to tf32."""
+        self._module.set_allow_tf32(True)
+        try:
+            yield
+        finally:
+            self._module.set_allow_tf32(False)
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(self._module, name)

@@ -222,15 +222,13 @@ def test_conv_by_winograd_agrees(x_shape, weight_shape, parameters, name, backen
         agrees(f"conv_{name}", backend, forward_and_backward(parameters), x, weight, bias, dy)
 
 
-def test_conv_takes_winograd_where_it_is_allowed(backend, rng):
-    if "fast" not in algorithms(backend):
-        pytest.skip("CUDA has one algorithm")
+def test_conv_takes_winograd_where_it_is_allowed(cpu, rng):
     for c, f, k in ((64, 64, 3), (32, 40, 4), (32, 40, 5)):
         arrays = operands(rng, (1, 24, 24, c), (k, k, c, f), {"padding": 1})
         bits = []
         for name in ("direct", "accurate", "fast"):
             with algorithm(name):
-                bits.append(forward_and_backward({"padding": 1})(backend, *arrays))
+                bits.append(forward_and_backward({"padding": 1})(cpu, *arrays))
         for direct, accurate, fast in list(zip(*bits, strict=True))[:3]:
             assert not np.array_equal(direct, fast)
             assert np.array_equal(direct, accurate) == (k > 3)
@@ -289,6 +287,29 @@ def test_conv_of_whole_numbers_is_exact(backend, rng):
         right = forward_and_backward(linear)(reference, x, weight, bias, dy)
         for result, expected in zip(results, right, strict=True):
             np.testing.assert_array_equal(result, expected, err_msg=f"{x_shape} {weight_shape} {parameters}")
+
+
+def test_conv_on_tensor_cores(device, rng):
+    """With whole numbers exact, whatever the shape; with others near, and not what float32 gives."""
+    for x_shape, weight_shape, parameters in (
+        ((2, 13, 14, 19), (3, 3, 19, 33), {"padding": 1}),
+        ((3, 12, 13, 16), (3, 2, 16, 68), {"padding": 1, "stride": 2, "flip": True}),
+        ((1, 9, 8, 140), (3, 3, 70, 130), {"groups": 2, "dilation": 2}),
+    ):
+        x, weight, bias, dy = operands(rng, x_shape, weight_shape, parameters)
+        whole = [rng.integers(-5, 6, a.shape).astype(np.float32) for a in (x, weight, bias, dy)]
+        run = forward_and_backward(parameters)
+        exact, single = (
+            run(_cpu, *(a.astype(np.float64) for a in (x, weight, bias, dy))),
+            run(device, x, weight, bias, dy),
+        )
+        with device.tf32():
+            results, whole_results = run(device, x, weight, bias, dy), run(device, *whole)
+        for result, right in zip(whole_results, run(device, *whole), strict=True):
+            np.testing.assert_array_equal(result, right)
+        for result, other, right in list(zip(results, single, exact, strict=True))[:3]:
+            assert not np.array_equal(result, other)
+            assert np.linalg.norm(result - right) <= 6e-4 * np.linalg.norm(right)
 
 
 def test_conv_honours_needs(backend, rng):

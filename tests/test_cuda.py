@@ -7,21 +7,24 @@ from typing import Any
 import numpy as np
 import pytest
 from checking import normal
-from conftest import missing
-from devices import cuda_module
+from conftest import device_module, devices, missing
 
 from lec7 import _cpu
 
 
-@pytest.fixture(params=("cuda_host", pytest.param("cuda", marks=pytest.mark.cuda)))
+@pytest.mark.parametrize("name", ["cuda", "cuda_host"])
+def test_backend_is_here(name: str) -> None:
+    """Without it the tests of the ops do not run on it: this says why."""
+    try:
+        device_module(name)
+    except ImportError as error:
+        missing(name, f"{name}: {error}")
+
+
+@pytest.fixture(params=devices("cuda_host", "cuda"))
 def cuda(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
     """A CUDA module as it is, on its own arrays. Nothing that a test did goes wrong later."""
-    try:
-        module = cuda_module(request.param)
-    except ImportError as error:
-        missing(request.param, f"lec7._{request.param} is not built: {error}")
-    if module.device_count() == 0:
-        missing(request.param, "there is no GPU")
+    module = device_module(request.param)
     yield module
     module.synchronize()
 

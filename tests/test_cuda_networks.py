@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import missing
+from checking import required
 from test_layers import CASES
 
 from lec7 import cuda, losses, optimizers
@@ -13,17 +13,18 @@ from lec7.cli import main
 from lec7.models import CharLM
 from lec7.training import Trainer
 
+pytestmark = pytest.mark.cuda
+if not cuda.is_available():
+    reason = "there is no GPU, and LEC7_CUDA_HOST names no host build"
+    if not required() & {"cuda", "cuda_host"}:
+        pytest.skip(reason, allow_module_level=True)
+    raise RuntimeError(reason)
+
 RULES = {
     "sgd": lambda: optimizers.SGD(momentum=0.9, nesterov=True),
     "rmsprop": optimizers.RMSProp,
     "adamw": optimizers.AdamW,
 }
-
-
-@pytest.fixture(autouse=True)
-def _device():
-    if not cuda.is_available():
-        missing("cuda", "there is no GPU, and LEC7_CUDA_HOST names no host build")
 
 
 def close(got, expected, name=""):

@@ -115,6 +115,22 @@ def test_matmul_of_large_whole_numbers_is_exact(backend, rng):
         np.testing.assert_array_equal(backend.matmul(a, b), a @ b)
 
 
+def test_matmul_on_tensor_cores(device, rng):
+    """With whole numbers exact, whatever the shape; with others near, and not what float32 gives."""
+    for m, k, n in itertools.product((100, 131), (9, 300), (33, 130)):
+        a, b = normal(rng, m, k), normal(rng, k, n)
+        whole_a, whole_b = np.round(4 * a), np.round(4 * b)
+        single, right = device.matmul(a, b), a.astype(np.float64) @ b.astype(np.float64)
+        with device.tf32():
+            for x, transpose_a in ((whole_a, False), (whole_a.T.copy(), True)):
+                for y, transpose_b in ((whole_b, False), (whole_b.T.copy(), True)):
+                    product = device.matmul(x, y, transpose_a=transpose_a, transpose_b=transpose_b)
+                    np.testing.assert_array_equal(product, whole_a @ whole_b)
+            result = device.matmul(a, b)
+        assert not np.array_equal(result, single)
+        assert np.linalg.norm(result - right) <= 6e-4 * np.linalg.norm(right)
+
+
 def test_matmul_keeps_nan_and_infinity_in_place(backend):
     a, b = np.ones((9, 20), np.float32), np.ones((20, 18), np.float32)
     a[4, 7] = np.nan

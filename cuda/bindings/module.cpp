@@ -48,6 +48,11 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
         "Bytes of arrays in use, of freed ones kept for reuse, the most that are kept, the device's free and total.");
   m.def("empty_cache", &cuda::empty_cache, "Give the freed memory back to the device.");
   m.def("set_memory_limit", &cuda::set_memory_limit, py::arg("bytes"), "Keep at most `bytes` of freed memory.");
+  m.def("allow_tf32", &cuda::allow_tf32, "Whether products and convolutions may round their operands to tf32.");
+  m.def(
+      "set_allow_tf32", &cuda::set_allow_tf32, py::arg("allow"),
+      "Let products and convolutions round their operands to tf32 (10 bits of fraction, the sums stay float32), which "
+      "tensor cores multiply faster, from compute capability 8.0 on. At first they may not.");
   m.def("to_device", &to_device, py::arg("array"), "A copy of an array on the current device; its dtype stays.");
 #if defined(LEC7_CUDA_HOST)
   m.def(

@@ -1,4 +1,5 @@
 #include <bit>
+#include <cstdlib>
 #include <cstring>
 #include <string>
 
@@ -13,6 +14,12 @@ bool same(const Where& a, const Where& b) {
 }
 
 std::string place(const Where& where) { return std::string(where.file_name()) + ":" + std::to_string(where.line()); }
+
+// A barrier that is left out, to see whether somebody notices: LEC7_LEAVE_OUT=gemm.cu:91 (tests/cuda/leave_out.py).
+bool left_out(const Where& where) {
+  static const char* const which = std::getenv("LEC7_LEAVE_OUT");
+  return which != nullptr && place(where).ends_with(std::string("/") + which);
+}
 
 // Those who come to a barrier among `expected` of the worker's threads, from the first on.
 void meet(Barrier& barrier, std::size_t first, std::size_t expected, State waiting, Where where) {
@@ -92,6 +99,7 @@ Meeting& meet_lanes(unsigned mask, const Slot& value, std::size_t bytes, bool or
 }  // namespace
 
 void sync_threads(Where where) {
+  if (left_out(where)) return;
   const Block& block = *current->block;
   const unsigned n = volume(worker->launch->block);
   if (block.live != n) die("waits at a barrier after a thread of its block returned", where);
@@ -99,13 +107,16 @@ void sync_threads(Where where) {
 }
 
 void sync_grid(Where where) {
+  if (left_out(where)) return;
   Worker& w = *worker;
   if (!w.launch->cooperative) die("waits for the grid in a launch that is not cooperative", where);
   if (w.live != w.threads.size()) die("waits for the grid after a thread of it returned", where);
   meet(w.grid_barrier, 0, w.threads.size(), State::grid_barrier, where);
 }
 
-void sync_warp(unsigned mask, Where where) { meet_lanes(mask, Slot{}, 0, true, where); }
+void sync_warp(unsigned mask, Where where) {
+  if (!left_out(where)) meet_lanes(mask, Slot{}, 0, true, where);
+}
 
 Exchange exchange_slots(unsigned mask, const Slot& mine, std::size_t bytes, Where where) {
   const Meeting& meeting = meet_lanes(mask, mine, bytes, false, where);

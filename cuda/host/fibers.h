@@ -20,7 +20,9 @@
 //   shared_memory.cpp    a block's arrays, asynchronous copies into them
 //   runtime.cpp          the CUDA runtime: a device, its memory, streams and graphs
 //
-// On one core of 2.1 GHz: TIMES
+// On one core of 2.6 GHz (bench_fibers; in brackets with shuffled threads): a barrier 17 ns a thread (35), a shuffle
+// 17 ns a lane (43), mma_tf32 41 ns a lane (69), a thread that waits for nobody 9 ns (27), a launch 0.5 us and 60 us more
+// for a second worker; 64 x 64 tiles of a 512^3 product 64 ms (82), 4 GFLOP/s.
 #pragma once
 
 #include <cstddef>

@@ -2,8 +2,8 @@
 // PTX ISA (8.7, 9.7.14.5.7 and 9.7.14.5.8), not as mma.h has it.
 #include "mma.h"
 
+#include <bit>
 #include <cmath>
-#include <cstring>
 
 #include "device.h"
 
@@ -89,6 +89,9 @@ double nearest(float x, int bits, bool to_even) {
   return std::ldexp(whole, exponent - bits - 1);
 }
 
+float low_half(unsigned pair) { return std::bit_cast<float>(pair << 16); }
+float high_half(unsigned pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
+
 void compare(int depth, bool bf16) {
   constexpr int kWarps = 3;
   const std::vector<float> a = random_floats(static_cast<std::size_t>(kWarps * 16 * depth), 1),
@@ -148,13 +151,13 @@ TEST(rounding_takes_the_nearest_and_keeps_what_is_not_finite) {
     const Trying scope(text("x=", x[i]));
     check_equal(static_cast<double>(t[i]), nearest(x[i], 10, false));
     if (std::abs(x[i]) < 0x1p127f) {
-      check_equal(static_cast<double>(bf16_low(b[i])), nearest(x[i], 7, true));
-      check_equal(static_cast<double>(bf16_high(b[i])), nearest(-x[i], 7, true));
+      check_equal(static_cast<double>(low_half(b[i])), nearest(x[i], 7, true));
+      check_equal(static_cast<double>(high_half(b[i])), nearest(-x[i], 7, true));
     }
   }
   CHECK(t[finite] == INFINITY && t[finite + 1] == -INFINITY && std::isnan(t[finite + 2]) && t[finite + 3] == INFINITY);
-  CHECK(bf16_low(b[finite]) == INFINITY && bf16_low(b[finite + 1]) == -INFINITY);
-  CHECK(std::isnan(bf16_low(b[finite + 2])) && bf16_low(b[finite + 3]) == INFINITY);
+  CHECK(low_half(b[finite]) == INFINITY && low_half(b[finite + 1]) == -INFINITY);
+  CHECK(std::isnan(low_half(b[finite + 2])) && low_half(b[finite + 3]) == INFINITY);
 }
 
 // Lane 8i + r gives the address of row r of matrix i. "Each thread t of the warp receives the elements 2t and 2t + 1 of

@@ -1,0 +1,34 @@
+#include "lengths.h"
+
+#include <algorithm>
+
+#include "kernel.h"
+
+namespace lec7::cuda {
+namespace {
+
+constexpr Index kAtOnce = 256;  // 2 of the 4 KiB that parameters may have
+
+struct Few {
+  Index values[kAtOnce];
+};
+
+__global__ void send_lengths_kernel(Few few, int count, Index* to) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < count) to[i] = few.values[i];
+}
+
+}  // namespace
+
+Lengths::Lengths(std::span<const Index> lengths) : buffer_(static_cast<Index>(lengths.size())) {
+  const Index all = static_cast<Index>(lengths.size());
+  for (Index first = 0; first < all; first += kAtOnce) {
+    const Index count = std::min(kAtOnce, all - first);
+    Few few{};
+    std::copy_n(lengths.begin() + first, count, few.values);
+    launch("send_lengths_kernel", send_lengths_kernel, {1, kAtOnce}, few, static_cast<int>(count),
+           buffer_.data() + first);
+  }
+}
+
+}  // namespace lec7::cuda
