@@ -547,7 +547,8 @@ __global__ void __launch_bounds__(kFewThreads)
 }
 
 // dq (heads, size) from its parts (heads, chunks, size).
-__global__ void attention_sum_parts_kernel(Index heads, Index chunks, Index size, const float* parts, float* dq) {
+__global__ void __launch_bounds__(kThreads)
+    attention_sum_parts_kernel(Index heads, Index chunks, Index size, const float* parts, float* dq) {
   LEC7_STRIDED(at, heads * size) {
     const float* const part = parts + at / size * chunks * size + at % size;
     float sum = 0;
@@ -560,8 +561,8 @@ __global__ void attention_sum_parts_kernel(Index heads, Index chunks, Index size
 
 // delta = dy . y of each query, added in the order of add_dot_products: where a query sees one key alone, y is its v,
 // and dp - delta is 0 to the last bit.
-__global__ void attention_delta_kernel(Index rows, int dv, bool aligned, const float* dy, const float* y,
-                                       float* delta) {
+__global__ void __launch_bounds__(kThreads)
+    attention_delta_kernel(Index rows, int dv, bool aligned, const float* dy, const float* y, float* delta) {
   LEC7_STRIDED(row, rows) {
     float sum = 0;
     for (int column = 0; column < dv; column += 4) {

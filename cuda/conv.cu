@@ -250,8 +250,9 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
 
 // dx = what the windows over each cell handed to it (cells of dy x taps x channels), in the order of the taps. Bound by
 // memory: 4 bytes for each number handed.
-__global__ void gather_windows_kernel(const __grid_constant__ Cover cover, Divisor by_channels, int channels,
-                                      Index size, const float* handed, Finish finish, float* dx) {
+__global__ void __launch_bounds__(kThreads)
+    gather_windows_kernel(const __grid_constant__ Cover cover, Divisor by_channels, int channels, Index size,
+                          const float* handed, Finish finish, float* dx) {
   const int depth = cover.axes[0].taps * cover.axes[1].taps * cover.axes[2].taps * channels;
   LEC7_STRIDED(i, size) {
     const auto [cell, c] = by_channels(static_cast<int>(i));

@@ -45,8 +45,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
                    });
 }
 
-__global__ void sum_parts_kernel(const float* parts, Index splits, Index rows, Index n, float* c, Index c_stride,
-                                 Finish finish) {
+__global__ void __launch_bounds__(kThreads)
+    sum_parts_kernel(const float* parts, Index splits, Index rows, Index n, float* c, Index c_stride, Finish finish) {
   LEC7_STRIDED(i, rows * n) {
     float sum = parts[i];
     for (Index s = 1; s < splits; ++s) sum += parts[s * rows * n + i];
@@ -80,7 +80,8 @@ constexpr Index kSumRows = 512;  // a block's, at least
 
 // A block sums `chunk` rows of up to 32 columns; with fewer columns in the matrix, more of its threads share them.
 // Bound by memory: 4 bytes a number.
-__global__ void column_sum_kernel(Index rows, Index n, Index chunk, const float* x, Index stride, float* parts) {
+__global__ void __launch_bounds__(kThreads)
+    column_sum_kernel(Index rows, Index n, Index chunk, const float* x, Index stride, float* parts) {
   LEC7_SHARED(sums, float[kThreads]);
   const int t = static_cast<int>(threadIdx.x);
   const int width = n < kSumColumns ? static_cast<int>(n) : kSumColumns, lanes = kThreads / width;

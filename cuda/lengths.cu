@@ -13,7 +13,7 @@ struct Few {
   Index values[kAtOnce];
 };
 
-__global__ void send_lengths_kernel(Few few, int count, Index* to) {
+__global__ void __launch_bounds__(kAtOnce) send_lengths_kernel(Few few, int count, Index* to) {
   const int i = static_cast<int>(threadIdx.x);
   if (i < count) to[i] = few.values[i];
 }

@@ -260,7 +260,8 @@ Product product(const LocallyConnectedShape& s, const float* x, const float* dy,
 }
 
 // The sum over the images, in their order: bound by memory, 4 bytes a number of dy.
-__global__ void bias_gradient_kernel(Index images, Index size, const float* dy, float* dbias) {
+__global__ void __launch_bounds__(kThreads)
+    bias_gradient_kernel(Index images, Index size, const float* dy, float* dbias) {
   LEC7_STRIDED(i, size) {
     float sum = 0;
     for (Index n = 0; n < images; ++n) sum += dy[n * size + i];

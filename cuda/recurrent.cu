@@ -160,8 +160,8 @@ __device__ void unit_backward(const RecurrentShape& s, const Backward& a, const 
 // ---- step by step ----
 
 template <int G>
-__global__ void recurrent_step_forward_kernel(RecurrentShape s, Forward a, Index t, const float* h_before,
-                                              const float* products) {
+__global__ void __launch_bounds__(kThreads)
+    recurrent_step_forward_kernel(RecurrentShape s, Forward a, Index t, const float* h_before, const float* products) {
   LEC7_STRIDED(i, s.batch * s.hidden) {
     const Index n = i / s.hidden, j = i - n * s.hidden;
     const float* const x = inputs_of<G>(s, a, t, n, j);
@@ -177,8 +177,8 @@ __global__ void recurrent_step_forward_kernel(RecurrentShape s, Forward a, Index
 
 // products: null before the first step.
 template <int G>
-__global__ void recurrent_step_backward_kernel(RecurrentShape s, Backward a, Carried to, Index t,
-                                               const float* products) {
+__global__ void __launch_bounds__(kThreads)
+    recurrent_step_backward_kernel(RecurrentShape s, Backward a, Carried to, Index t, const float* products) {
   LEC7_STRIDED(i, s.batch * s.hidden) {
     const Index n = i / s.hidden;
     unit_backward<G>(s, a, to, t, n, i - n * s.hidden, products == nullptr ? 0 : products[i]);
@@ -187,7 +187,8 @@ __global__ void recurrent_step_backward_kernel(RecurrentShape s, Backward a, Car
 
 // h before each of the steps [t, t + count), (count, N, H).
 template <class Arrays>
-__global__ void recurrent_before_kernel(RecurrentShape s, Arrays a, Index t, Index count, float* out) {
+__global__ void __launch_bounds__(kThreads)
+    recurrent_before_kernel(RecurrentShape s, Arrays a, Index t, Index count, float* out) {
   LEC7_STRIDED(i, count * s.batch * s.hidden) {
     const Index row = i / s.hidden;
     out[i] = state_before(s, a, t + row / s.batch, row % s.batch)[i - row * s.hidden];
@@ -195,14 +196,15 @@ __global__ void recurrent_before_kernel(RecurrentShape s, Arrays a, Index t, Ind
 }
 
 // x without what stands past a row's end: it may be anything, NaN too; its dz is 0, but 0 times NaN is not.
-__global__ void recurrent_living_kernel(RecurrentShape s, Backward a, float* out) {
+__global__ void __launch_bounds__(kThreads) recurrent_living_kernel(RecurrentShape s, Backward a, float* out) {
   LEC7_STRIDED(i, s.steps * s.batch * s.inputs) {
     const Index row = i / s.inputs;
     out[i] = row / s.batch < length_of(s, a, row % s.batch) ? a.x[i] : 0;
   }
 }
 
-__global__ void recurrent_first_kernel(Index n, const float* through, const float* direct, float* dh0) {
+__global__ void __launch_bounds__(kThreads)
+    recurrent_first_kernel(Index n, const float* through, const float* direct, float* dh0) {
   LEC7_STRIDED(i, n) dh0[i] = through[i] + direct[i];
 }
 
