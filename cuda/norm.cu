@@ -7,7 +7,7 @@
 //
 // Statistics are safe for numbers far from 0 and outliers: each tile's mean is taken while its numbers are in
 // registers, then the moments about it; tiles are joined in float64 (Chan, Golub, LeVeque 1979), which costs little
-// beside the 16 rows a thread that they stand for. Sums over rows have two stages, cut by the array's shape alone.
+// beside the 8 rows a thread that they stand for. Sums over rows have two stages, cut by the array's shape alone.
 #include "lec7/norm.h"
 
 #include "elementwise.h"
@@ -156,7 +156,7 @@ void local_response_norm_backward(const LocalResponseNorm& s, const float* dy, c
 
 namespace {
 
-constexpr int kRowsEach = 16;    // of a thread at least, and at a time where they stay in registers
+constexpr int kRowsEach = 8;     // of a thread at least, and at a time where they stay in registers
 constexpr Index kBlocks = 1024;  // about as many as fill a large GPU
 
 // How an array (rows, channels) is cut: a block takes a chunk of rows and `across` columns, kThreads / across rows at a
@@ -237,7 +237,7 @@ __device__ Pair<double> sum_chunks(const Cut& cut, const Part& part, const Pair<
 // ---- batch ----
 
 // moments (chunks, channels): each chunk's mean, and the sum of the squares of the distances from it.
-__global__ void __launch_bounds__(kThreads) batch_statistics_kernel(Cut cut, const float* x, Pair<double>* moments) {
+__global__ void __launch_bounds__(kThreads, 3) batch_statistics_kernel(Cut cut, const float* x, Pair<double>* moments) {
   const Part part(cut);
   double count = 0, mean = 0, squares = 0;
   for (Index tile = part.begin; tile < part.end; tile += cut.tile()) {
@@ -359,7 +359,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int width, bool training>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     batch_norm_backward_kernel(Cut cut, const float* dy, const float* x, const float* mean, const float* scale,
                                const float* slope, const float* offset, float* dx) {
   const Part part(cut);

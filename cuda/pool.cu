@@ -123,9 +123,12 @@ struct Cells {
 
   template <class Body>
   __device__ void for_each(const Geometry& g, Body&& body) const {
+#pragma unroll 1  // of few passes each: copies of the body would only cost registers
     for (int kd = d.begin; kd < d.end; ++kd) {
+#pragma unroll 1
       for (int kh = h.begin; kh < h.end; ++kh) {
         const int start = row(g, kd, kh);
+#pragma unroll 2
         for (int kw = w.begin; kw < w.end; ++kw) body(start + kw * g.w.dilation);
       }
     }
@@ -220,19 +223,22 @@ __global__ void __launch_bounds__(kThreads) scales_kernel(Geometry g, Average av
   }
 }
 
-// scales may be null (1).
+// scales may be null (1). Left alone, the compiler spills two registers of 34 to fit in one more block.
 template <int width>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     sum_pool_backward_kernel(Geometry g, Index n, const float* scales, const float* dy, float* dx) {
   LEC7_STRIDED(i, n) {
     const Place in = g.input(i);
     const float* const image = dy + in.image * g.cells_out() * g.channels + in.channel;
     const Axis::Range ds = g.d.outputs(in.d), hs = g.h.outputs(in.h), ws = g.w.outputs(in.w);
     Floats<width> sum{};
+#pragma unroll 1
     for (int od = ds.begin; od < ds.end; ++od) {
       if (!g.d.sees(od, in.d)) continue;
+#pragma unroll 1
       for (int oh = hs.begin; oh < hs.end; ++oh) {
         if (!g.h.sees(oh, in.h)) continue;
+#pragma unroll 1
         for (int ow = ws.begin; ow < ws.end; ++ow) {
           if (!g.w.sees(ow, in.w)) continue;
           const int o = (od * g.h.out + oh) * g.w.out + ow;
@@ -323,6 +329,7 @@ __global__ void __launch_bounds__(kWarps* kWarp)
     for (unsigned left = __ballot_sync(kAllLanes, meets); left != 0; left &= left - 1) {
       const Index first = (base + __ffs(static_cast<int>(left)) - 1) * kChunk;
       if (!column.inside) continue;
+#pragma unroll 1
       for (Index o = first; o < first + kChunk; o += kAhead) {
         Index cell[kAhead];
         float g[kAhead];
