@@ -155,20 +155,17 @@ __device__ void add(Floats<width>& sum, const Floats<width>& v) {
   for (int j = 0; j < width; ++j) sum.at[j] += v.at[j];
 }
 
-// A warp's tile or row, and its columns.
+// A thread's tile or row, and its columns.
 template <int width>
 struct Part {
   Index item, column;
-  bool inside;
-  __device__ Part(Index items, Index features) {
-    const Index groups = (features + kWarp * width - 1) / (kWarp * width);
-    const Index warp = static_cast<Index>(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-    item = warp / groups;
-    column = ((warp - item * groups) * kWarp + threadIdx.x % kWarp) * width;
-    inside = item < items && column < features;
+  __device__ explicit Part(Index features) {
+    const Index thread = static_cast<Index>(blockIdx.x) * kThreads + threadIdx.x, parts = features / width;
+    item = thread / parts;
+    column = (thread - item * parts) * width;
   }
   static Grid grid(Index items, Index features) {
-    return {static_cast<unsigned>(ceil_div(items * ceil_div(features, kWarp * width), kWarps)), kThreads};
+    return {static_cast<unsigned>(ceil_div(items * (features / width), kThreads)), kThreads};
   }
 };
 
@@ -177,8 +174,8 @@ struct Part {
 template <int width>
 __global__ void __launch_bounds__(kThreads) sum_runs_kernel(int n, int embeddings, Index features, Sorted sorted,
                                                             const float* dy, float* dweight, float* edges) {
-  const Part<width> part((n + kRun - 1) / kRun, features);
-  if (!part.inside) return;
+  const Part<width> part(features);
+  if (part.item * kRun >= n) return;
   const int begin = static_cast<int>(part.item) * kRun, end = begin + kRun < n ? begin + kRun : n;
   const float* const from = dy + part.column;
   int key = sorted.keys[begin];
@@ -212,26 +209,27 @@ __global__ void __launch_bounds__(kThreads) sum_runs_kernel(int n, int embedding
   finish(end < n && sorted.keys[end] == key);
 }
 
-// The first place of a key that is not smaller.
-__device__ inline int lower_bound(int n, const int* keys, int key) {
-  int low = 0;
-  for (int high = n; low < high;) {
-    const int middle = low + (high - low) / 2;
-    if (keys[middle] < key) low = middle + 1;
-    else high = middle;
+// firsts (embeddings + 1): the first place of a key that is not smaller.
+__global__ void __launch_bounds__(kThreads) find_rows_kernel(int n, int embeddings, const int* keys, int* firsts) {
+  LEC7_STRIDED(key, embeddings + 1) {
+    int low = 0;
+    for (int high = n; low < high;) {
+      const int middle = low + (high - low) / 2;
+      if (keys[middle] < key) low = middle + 1;
+      else high = middle;
+    }
+    firsts[key] = low;
   }
-  return low;
 }
 
 template <int width>
 __global__ void __launch_bounds__(kThreads)
-    sum_edges_kernel(int n, int embeddings, Index features, Sorted sorted, const float* edges, float* dweight) {
-  const Part<width> part(embeddings, features);
-  // One search for even lanes, one for odd ones.
-  const int bound = lower_bound(n, sorted.keys, static_cast<int>(part.item) + static_cast<int>(threadIdx.x % 2));
-  const int begin = __shfl_sync(kAllLanes, bound, 0), end = __shfl_sync(kAllLanes, bound, 1);
+    sum_edges_kernel(int embeddings, Index features, const int* firsts, const float* edges, float* dweight) {
+  const Part<width> part(features);
+  if (part.item >= embeddings) return;
+  const int begin = firsts[part.item], end = firsts[part.item + 1];
   const int first = begin / kRun, last = (end - 1) / kRun;
-  if (!part.inside || (begin < end && first == last)) return;
+  if (begin < end && first == last) return;
   Floats<width> sum{};
   if (begin < end) {
     sum = load<width>(edges + (first * Index{2} + 1) * features + part.column);
@@ -246,10 +244,13 @@ __global__ void __launch_bounds__(kThreads)
 template <int width>
 void sum_rows(int n, int embeddings, Index features, const Sorted& sorted, const float* dy, float* dweight) {
   Buffer<float> edges(ceil_div(n, kRun) * 2 * features);
-  launch("embedding_backward_sum_runs_kernel", sum_runs_kernel<width>, Part<width>::grid(ceil_div(n, kRun), features),
-         n, embeddings, features, sorted, dy, dweight, edges.data());
-  launch("embedding_backward_sum_edges_kernel", sum_edges_kernel<width>, Part<width>::grid(embeddings, features), n,
-         embeddings, features, sorted, edges.data(), dweight);
+  launch("sum_runs_kernel", sum_runs_kernel<width>, Part<width>::grid(ceil_div(n, kRun), features), n, embeddings,
+         features, sorted, dy, dweight, edges.data());
+  Buffer<int> firsts(Index{embeddings} + 1);
+  launch("find_rows_kernel", find_rows_kernel, strided_grid(Index{embeddings} + 1), n, embeddings, sorted.keys,
+         firsts.data());
+  launch("sum_edges_kernel", sum_edges_kernel<width>, Part<width>::grid(embeddings, features), embeddings, features,
+         firsts.data(), edges.data(), dweight);
 }
 
 }  // namespace

@@ -42,10 +42,12 @@ struct Response {
 // keep(j, i) the j-th of this thread's own.
 template <bool staged, class Term, class Keep, class Use>
 __device__ void for_windows(const Response& s, Term&& term, Keep&& keep, Use&& use) {
-  LEC7_DYNAMIC_SHARED(terms, float);
   const Index first = static_cast<Index>(blockIdx.x) * kResponseTile;
   const int half = static_cast<int>(s.half), self = static_cast<int>(threadIdx.x);
+  float* terms = nullptr;
   if constexpr (staged) {
+    LEC7_DYNAMIC_SHARED(memory, float);
+    terms = memory;
     const auto stage = [&](int place, Index i, auto&& compute) {
       if (i >= 0 && i < s.n) terms[place] = compute(i);
     };

@@ -3,7 +3,7 @@
 //
 //   warp_sum(v), warp_max(v)          over 32 lanes;  warp_sum<8>(v): over each group of 8 neighbours
 //   block_sum<256>(v), block_max<256>(v)
-//   warp_reduce<32>(v, combine), block_reduce<256>(v, combine)    for numbers, float2, Pair and Welford
+//   warp_reduce<32>(v, combine), block_reduce<256>(v, combine)    for numbers, Pair, and what has a from_lane_xor
 //
 // All threads of the warp (the block) call them: 5 shuffles (and two barriers).
 #pragma once
@@ -14,26 +14,6 @@ namespace lec7::cuda {
 
 inline constexpr unsigned kAllLanes = ~0u;
 inline constexpr int kWarp = 32;
-
-// The statistics of `count` numbers: their mean, and the sum of the squares of their distances from it.
-struct Welford {
-  float count, mean, squares;  // Welford{}: of none
-
-  __device__ void add(float x) {
-    count += 1;
-    const float delta = x - mean;
-    mean += delta / count;
-    squares += delta * (x - mean);
-  }
-};
-
-// Those of both together (Chan, Golub, LeVeque 1979). Nothing is subtracted from `squares`: no digits are lost.
-__device__ inline Welford merge(const Welford& a, const Welford& b) {
-  const float count = a.count + b.count;
-  const float share = count > 0 ? b.count / count : 0.0f;
-  const float delta = b.mean - a.mean;
-  return {count, a.mean + delta * share, a.squares + b.squares + delta * delta * (a.count * share)};
-}
 
 // Two sums at once.
 template <class T>
@@ -58,9 +38,6 @@ struct Larger {
     return a < b ? b : a;
   }
 };
-struct Merge {
-  __device__ Welford operator()(const Welford& a, const Welford& b) const { return merge(a, b); }
-};
 
 // ---- warps ----
 
@@ -69,15 +46,9 @@ template <class T>
 __device__ T from_lane_xor(T value, int bits) {
   return __shfl_xor_sync(kAllLanes, value, bits);
 }
-__device__ inline float2 from_lane_xor(float2 v, int bits) {
-  return {from_lane_xor(v.x, bits), from_lane_xor(v.y, bits)};
-}
 template <class T>
 __device__ Pair<T> from_lane_xor(const Pair<T>& v, int bits) {
   return {from_lane_xor(v.first, bits), from_lane_xor(v.second, bits)};
-}
-__device__ inline Welford from_lane_xor(const Welford& v, int bits) {
-  return {from_lane_xor(v.count, bits), from_lane_xor(v.mean, bits), from_lane_xor(v.squares, bits)};
 }
 
 // Over each group of `lanes` neighbours, a power of two. The lower lane's part comes first on both sides: where

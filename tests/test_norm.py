@@ -63,6 +63,10 @@ def test_local_response_norm_of_any_shape_agrees(shape, backend, rng):
     agrees("local_response_norm", backend, response(5), normal(rng, *shape), normal(rng, *shape))
 
 
+def test_local_response_norm_of_a_window_of_a_thousand_agrees(backend, rng):
+    agrees("local_response_norm", backend, response(2203), normal(rng, 2, 1501), normal(rng, 2, 1501))
+
+
 def test_local_response_norm_of_a_small_alpha_agrees(backend, rng):
     x, dy = 10 * normal(rng, 40, 96), normal(rng, 40, 96)
     agrees("local_response_norm", backend, response(5, alpha=1e-4, k=1), x, dy)
