@@ -15,32 +15,28 @@ void add(Index n, float amount, const float* x, float* y) {
   launch("add_kernel", add_kernel, strided_grid(n), n, amount, x, y);
 }
 
-struct Stream {
-  cudaStream_t stream;
-  Stream() {
-    cuda::check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
-    set_current_stream(stream);
-  }
-  ~Stream() {
-    set_current_stream(nullptr);
-    cudaStreamDestroy(stream);
-  }
+struct OnStream {
+  Stream stream = new_stream();
+  OnStream() { set_current_stream(stream); }
+  ~OnStream() { set_current_stream({}); }
 };
 
 // The graph of what `body` does on a stream.
 struct Graph {
   cudaGraphExec_t executable;
   template <class Body>
-  Graph(const Stream& on, Body&& body) {
+  Graph(const OnStream& on, Body&& body) {
     cudaGraph_t graph;
-    cuda::check(cudaStreamBeginCapture(on.stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+    cuda::check(cudaStreamBeginCapture(on.stream.get(), cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
     body();
-    cuda::check(cudaStreamEndCapture(on.stream, &graph), "cudaStreamEndCapture");
+    cuda::check(cudaStreamEndCapture(on.stream.get(), &graph), "cudaStreamEndCapture");
     cuda::check(cudaGraphInstantiate(&executable, graph, 0ull), "cudaGraphInstantiate");
     cuda::check(cudaGraphDestroy(graph), "cudaGraphDestroy");
   }
   ~Graph() { cudaGraphExecDestroy(executable); }
-  void replay(const Stream& on) const { cuda::check(cudaGraphLaunch(executable, on.stream), "cudaGraphLaunch"); }
+  void replay(const OnStream& on) const {
+    cuda::check(cudaGraphLaunch(executable, on.stream.get()), "cudaGraphLaunch");
+  }
 };
 
 TEST(copies_go_there_and_back_and_words_are_filled) {
@@ -55,7 +51,7 @@ TEST(copies_go_there_and_back_and_words_are_filled) {
 }
 
 TEST(streams_run_what_they_are_given_in_order) {
-  const Stream stream;
+  const OnStream stream;
   const std::vector<float> x = random_floats(5000, 1);
   Device<float> a(x);
   for (int i = 0; i < 8; ++i) add(5000, 1, a.data(), a.data());
@@ -64,7 +60,7 @@ TEST(streams_run_what_they_are_given_in_order) {
 }
 
 TEST(a_recorded_graph_runs_when_it_is_replayed_with_memory_of_its_own) {
-  const Stream stream;
+  const OnStream stream;
   const std::vector<float> x(100, 1.0f);
   Device<float> a(x), y(100);
   fill_words(y.data(), 0, 100);
@@ -90,9 +86,9 @@ TEST(a_recorded_graph_runs_when_it_is_replayed_with_memory_of_its_own) {
 }
 
 TEST(a_stream_that_is_recorded_cannot_be_waited_for) {
-  const Stream stream;
+  const OnStream stream;
   const Graph graph(stream, [&] {
-    const cudaError_t error = cudaStreamSynchronize(stream.stream);
+    const cudaError_t error = cudaStreamSynchronize(stream.stream.get());
 #if defined(LEC7_CUDA_HOST)  // a GPU's recording would be lost
     check_equal(std::string(cudaGetErrorName(error)), "cudaErrorStreamCaptureUnsupported");
 #else
