@@ -1,0 +1,182 @@
+"""Arrays on a GPU, or in the host build's memory: made, viewed, shared, freed; what is not possible is refused."""
+
+import gc
+
+import numpy as np
+import pytest
+from conftest import devices
+from test_cuda import cuda  # noqa: F401: the fixture
+
+from lec7 import _cpu
+
+DTYPES = (np.float32, np.float64, np.int32, np.int64, np.bool_)
+
+
+@pytest.fixture
+def x(rng):
+    return rng.standard_normal((3, 4, 5), np.float32)
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (7,), (2, 0, 3), (2, 3, 4)])
+def test_arrays_go_there_and_back(cuda, shape, kind):  # noqa: F811
+    array = (np.arange(np.prod(shape, dtype=int)).reshape(shape) % 3).astype(kind)
+    device = cuda.to_device(array)
+    assert (device.shape, device.dtype, device.ndim) == (array.shape, array.dtype, array.ndim)
+    assert (device.size, device.nbytes) == (array.size, array.nbytes)
+    back = device.numpy()
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+    strided = np.repeat(array[..., None], 2, axis=-1)[..., 1]
+    np.testing.assert_array_equal(cuda.to_device(strided).numpy(), array)
+
+
+def test_views_share_memory(cuda, x):  # noqa: F811
+    device = cuda.to_device(x)
+    for index in (0, -1, slice(1, 3), slice(-2, None), slice(2, 1), None):
+        np.testing.assert_array_equal(device[index].numpy(), x[index])
+    for shape in ((60,), (-1, 5), (2, -1, 3)):
+        np.testing.assert_array_equal(device.reshape(*shape).numpy(), x.reshape(shape))
+        np.testing.assert_array_equal(device.reshape(shape).numpy(), x.reshape(shape))
+    copy = device.copy()
+    device[1][...] = x[0]
+    device[2].fill(7)
+    np.testing.assert_array_equal(device.numpy(), [x[0], x[0], np.full((4, 5), 7)])
+    np.testing.assert_array_equal(copy.numpy(), x)
+    view = device[0]
+    del device
+    gc.collect()
+    np.testing.assert_array_equal(view.numpy(), x[0])
+
+
+def test_sums_and_transposes(cuda, x):  # noqa: F811
+    device = cuda.to_device(x)
+    for axes in ((2, 0, 1), (0, 2, 1), (0, 1, 2)):
+        np.testing.assert_array_equal(device.transpose(*axes).numpy(), x.transpose(axes))
+    total = device + device
+    np.testing.assert_array_equal(total.numpy(), x + x)
+    same = total
+    total += device
+    assert total is same
+    np.testing.assert_array_equal(same.numpy(), x + x + x)
+    number = cuda.to_device(np.float32(1.5))
+    assert (float(number), number.item(), int(number)) == (1.5, 1.5, 1)
+
+
+def test_what_is_not_possible_is_refused(cuda, x):  # noqa: F811
+    device = cuda.to_device(x)
+    for error, call in {
+        (TypeError, "x must be a lec7.cuda.Array"): lambda: cuda.relu_forward(x),
+        (TypeError, "x must be float32 on a GPU; got dtype float64"): lambda: cuda.relu_forward(
+            cuda.to_device(x.astype(float))
+        ),
+        (TypeError, "does not read a GPU's memory"): lambda: np.asarray(device),
+        (TypeError, ""): lambda: x + device,
+        (TypeError, "float32, float64, int32"): lambda: cuda.to_device(x.astype(np.complex64)),
+        (TypeError, "dtype|value"): lambda: device.__setitem__(..., x.astype(float)),
+        (ValueError, "shapes are equal"): lambda: device.__setitem__(..., x[0]),
+        (ValueError, "same shape"): lambda: device + device[0],
+        (ValueError, "number of elements"): lambda: device.reshape(7, -1),
+        (ValueError, "axes are each"): lambda: device.transpose(0, 0, 1),
+        (ValueError, "one element"): lambda: float(device),
+        (IndexError, "out of range"): lambda: device[3],
+        (IndexError, "step 1"): lambda: device[::2],
+        (IndexError, "first axis"): lambda: device[0, 1],
+        (IndexError, "all of it"): lambda: device.__setitem__(0, x[0]),
+        (TypeError, "pass a NumPy array"): lambda: cuda.attention_forward(
+            *[device.reshape(1, 3, 4, 5)] * 3, key_lengths=cuda.to_device(np.array([4]))
+        ),
+    }.items():
+        with pytest.raises(error[0], match=error[1]):
+            call()
+    with pytest.raises(TypeError, match="NumPy array"):
+        _cpu.relu_backward(device, x)
+
+
+def test_a_freed_array_is_refused(cuda, x):  # noqa: F811
+    device = cuda.to_device(x)
+    view = device[0]
+    before = cuda.memory_info()["in_use"]
+    device.free()
+    device.free()
+    assert cuda.memory_info()["in_use"] < before
+    for array in (device, view):
+        for call in (array.numpy, array.copy, lambda a=array: cuda.relu_forward(a), lambda a=array: a + a):
+            with pytest.raises(ValueError, match="was freed"):
+                call()
+        assert "freed" in repr(array)
+
+
+def test_memory_that_is_not_there_is_a_memory_error(cuda, x):  # noqa: F811
+    column, row = cuda.to_device(np.ones((1 << 20, 0), np.float32)), cuda.to_device(np.ones((0, 1 << 20), np.float32))
+    with pytest.raises(MemoryError):
+        cuda.matmul(column, row)
+    np.testing.assert_array_equal(cuda.relu_forward(cuda.to_device(x)).numpy(), np.maximum(x, 0))
+    cuda.empty_cache()
+    assert set(cuda.memory_info()) == {"in_use", "cached", "limit", "free", "total"}
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+def test_dlpack_shares_memory(cuda, kind):  # noqa: F811
+    array = (np.arange(24) % 5).reshape(2, 3, 4).astype(kind)
+    device = cuda.to_device(array)
+    shared = cuda.from_dlpack(device)
+    if kind is np.float32:
+        device.fill(3)
+        array[...] = 3
+    del device
+    gc.collect()
+    np.testing.assert_array_equal(shared.numpy(), array)
+    interface = shared.__cuda_array_interface__
+    assert (interface["shape"], interface["typestr"]) == (array.shape, array.dtype.str)
+    with pytest.raises(TypeError, match="__dlpack__"):
+        cuda.from_dlpack([1, 2])
+
+
+@pytest.mark.parametrize("name", [p for p in devices("cuda_host") if p.values == ("cuda_host",)] or ["none"])
+def test_dlpack_with_numpy(cuda, name, x):  # noqa: F811
+    """The host build's memory is NumPy's own."""
+    if name == "none":
+        pytest.skip("there is no host build")
+    device = cuda.to_device(x)
+    seen = np.from_dlpack(device)
+    device.fill(2)
+    np.testing.assert_array_equal(seen, 2)
+    mine = x.copy()
+    taken = cuda.from_dlpack(mine)
+    taken.fill(1)
+    np.testing.assert_array_equal(mine, 1)
+    with pytest.raises(ValueError, match="contiguous"):
+        cuda.from_dlpack(x.transpose(2, 0, 1))
+
+
+def test_streams_nest_and_outlive_their_arrays(cuda, x):  # noqa: F811
+    with cuda.Stream() as outer:
+        first = cuda.to_device(x)
+        with cuda.Stream():
+            second = cuda.relu_forward(cuda.to_device(x))
+            np.testing.assert_array_equal(second.numpy(), np.maximum(x, 0))
+        first += first
+    outer.synchronize()
+    np.testing.assert_array_equal(first.numpy(), x + x)
+    del outer
+    gc.collect()
+    first.free()
+    second.free()
+
+
+def test_a_graph_refuses_to_wait_and_to_record_twice(cuda, x):  # noqa: F811
+    device, graph = cuda.to_device(x), cuda.Graph()
+    with pytest.raises(RuntimeError, match="recorded nothing"):
+        graph.replay()
+    with pytest.raises(RuntimeError, match="capturing"), graph:
+        device.numpy()
+    graph = cuda.Graph()
+    with graph:
+        device += device
+    np.testing.assert_array_equal(device.numpy(), x)
+    graph.replay()
+    graph.replay()
+    np.testing.assert_array_equal(device.numpy(), 4 * x)
+    with pytest.raises(RuntimeError, match="already"), graph:
+        pass
