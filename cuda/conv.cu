@@ -186,12 +186,13 @@ template <class Body>
 void with_tile(TileKind kind, Body&& body) {
   switch (kind) {
     case TileKind::tall: return body.template operator()<TallTile>();
+    case TileKind::narrow: return body.template operator()<NarrowTile>();
     case TileKind::tf32: return body.template operator()<Tf32Tile>();
     default: return body.template operator()<SmallTile>();
   }
 }
 // A large tile's 64 sums and the place of a patch do not fit into the registers of a thread.
-constexpr TileKind kConvTiles[] = {TileKind::tall, TileKind::small, TileKind::tf32};
+constexpr TileKind kConvTiles[] = {TileKind::tall, TileKind::small, TileKind::narrow, TileKind::tf32};
 
 // y, of `size` numbers, from the passes over x: all its cells, each in one pass.
 void convolve(const std::vector<Pass>& passes, ConvOperands o, Index size) {

@@ -20,8 +20,10 @@ struct TileSpeed {
   Index rows, columns;
   double speed;  // multiplications in a unit of time, relative to the large tile's
 };
-constexpr TileSpeed kTiles[] = {{128, 128, 1.0}, {128, 64, 0.9}, {64, 64, 0.75}, {16, 128, 0.4}, {128, 64, 4.0}};
-constexpr TileKind kGemmTiles[] = {TileKind::large, TileKind::tall, TileKind::small, TileKind::skinny, TileKind::tf32};
+constexpr TileSpeed kTiles[] = {{128, 128, 1.0}, {128, 64, 0.9}, {64, 64, 0.75},
+                                {128, 32, 0.7},  {16, 128, 0.4}, {128, 64, 4.0}};
+constexpr TileKind kGemmTiles[] = {TileKind::large,  TileKind::tall,   TileKind::small,
+                                   TileKind::narrow, TileKind::skinny, TileKind::tf32};
 
 template <class T>
 __global__ void __launch_bounds__(T::kThreads, T::kResident)
@@ -69,6 +71,7 @@ void run_gemm(const Plan& plan, const MatrixSource& a, const MatrixSource& b, In
     case TileKind::tall: return run_gemm<TallTile>(plan, a, b, k, batch, c, c_stride, finish);
     case TileKind::small: return run_gemm<SmallTile>(plan, a, b, k, batch, c, c_stride, finish);
     case TileKind::tf32: return run_gemm<Tf32Tile>(plan, a, b, k, batch, c, c_stride, finish);
+    case TileKind::narrow: return run_gemm<NarrowTile>(plan, a, b, k, batch, c, c_stride, finish);
     case TileKind::skinny: return run_gemm<SkinnyTile>(plan, a, b, k, batch, c, c_stride, finish);
   }
 }

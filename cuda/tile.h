@@ -84,6 +84,7 @@ struct Tile {
 using LargeTile = Tile<128, 128, 8, 8, 8, 2>;  // 64 multiplications for 4 reads of 16 bytes
 using TallTile = Tile<128, 64, 8, 8, 4, 2>;    // for 64 columns
 using SmallTile = Tile<64, 64, 16, 4, 4, 2>;   // for small matrices
+using NarrowTile = Tile<128, 32, 8, 4, 4, 2>;  // for 32 columns
 using SkinnyTile = Tile<16, 128, 8, 4, 4, 4>;  // for a few rows: bound by the reading of B
 
 // Operands rounded to tf32, sums in float32, on tensor cores (sm_80 and later): a warp owns 32 x 32 sums.
@@ -307,7 +308,7 @@ __device__ inline void store_quad(float* to, Index column, Index n, bool vector,
 
 // ---- Which tile, and how many parts of k ----
 
-enum class TileKind { large, tall, small, skinny, tf32 };
+enum class TileKind { large, tall, small, narrow, skinny, tf32 };
 
 struct Plan {
   TileKind kind;
