@@ -24,6 +24,8 @@ CASES = [
     ((2, 3, 2), (7, 2, 3), {"padding": 2}),
     ((2, 13, 6), (3, 2, 9), {"groups": 3, "padding": (1,), "activation": "tanh"}),
     ((2, 9, 8), (3, 1, 8), {"groups": 8, "padding": "same_lower", "dilation": 3}),
+    ((2, 10, 3), (1, 1, 3), {"groups": 3, "padding": ((1, 0),), "stride": 3}),
+    ((3, 41, 20), (2, 1, 20), {"groups": 20, "padding": ((3, 0),), "stride": 4}),
     ((1, 40, 1), (17, 1, 33), {"stride": 5}),
     # 2d
     ((2, 6, 7, 3), (3, 3, 3, 4), {}),

@@ -1,11 +1,11 @@
-"""Arrays on a GPU, or in the host build's memory: made, viewed, shared, freed; what is not possible is refused."""
+"""Arrays on a GPU, or in the host build's memory: made, viewed, shared, freed; the rest is refused."""
 
 import gc
 
 import numpy as np
 import pytest
 from conftest import devices
-from test_cuda import cuda  # noqa: F401: the fixture
+from test_cuda import cuda  # noqa: F401
 
 from lec7 import _cpu
 
@@ -71,7 +71,7 @@ def test_what_is_not_possible_is_refused(cuda, x):  # noqa: F811
             cuda.to_device(x.astype(float))
         ),
         (TypeError, "does not read a GPU's memory"): lambda: np.asarray(device),
-        (TypeError, ""): lambda: x + device,
+        (TypeError, "not implemented|not supported|unsupported"): lambda: x + device,
         (TypeError, "float32, float64, int32"): lambda: cuda.to_device(x.astype(np.complex64)),
         (TypeError, "dtype|value"): lambda: device.__setitem__(..., x.astype(float)),
         (ValueError, "shapes are equal"): lambda: device.__setitem__(..., x[0]),
@@ -89,7 +89,7 @@ def test_what_is_not_possible_is_refused(cuda, x):  # noqa: F811
     }.items():
         with pytest.raises(error[0], match=error[1]):
             call()
-    with pytest.raises(TypeError, match="NumPy array"):
+    with pytest.raises(TypeError, match="does not read a GPU"):
         _cpu.relu_backward(device, x)
 
 
@@ -108,7 +108,7 @@ def test_a_freed_array_is_refused(cuda, x):  # noqa: F811
 
 
 def test_memory_that_is_not_there_is_a_memory_error(cuda, x):  # noqa: F811
-    column, row = cuda.to_device(np.ones((1 << 20, 0), np.float32)), cuda.to_device(np.ones((0, 1 << 20), np.float32))
+    column, row = (cuda.to_device(np.ones(shape, np.float32)) for shape in ((1 << 20, 0), (0, 1 << 20)))
     with pytest.raises(MemoryError):
         cuda.matmul(column, row)
     np.testing.assert_array_equal(cuda.relu_forward(cuda.to_device(x)).numpy(), np.maximum(x, 0))

@@ -136,8 +136,8 @@ LEC7_INLINE void for_rows(Taps<K, S>, const Convolution& c, const T* x, const T*
 // some of those before it where they may be taken `again`.
 template <bool again, int K, int S, class Block>
 LEC7_INLINE void for_blocks(Taps<K, S> taps, const Window& window, Block&& block) {
-  // The positions that see all taps.
-  const Index first = std::min(window.out, ceil_div(window.pad_before, window.stride));
+  // The positions that see all taps. A phase of dx may begin inside its axis: then there is less than no padding.
+  const Index first = std::clamp<Index>(ceil_div(window.pad_before, window.stride), 0, window.out);
   const Index most = window.in + window.pad_before - window.extent();
   const Index last = std::max(first, most < 0 ? 0 : std::min(window.out, most / window.stride + 1));
   const auto single = [&](Index w) { block(Constant<1>{}, std::false_type{}, AnyTaps{}, w, window.taps(w)); };
