@@ -2,31 +2,48 @@
 #include "lec7/activation.h"
 
 #include "activation.h"
-#include "kernel.h"
+#include "elementwise.h"
 
 namespace lec7::cuda {
 namespace {
 
-__global__ void __launch_bounds__(kThreads)
-    activation_forward_kernel(Activation activation, Index n, const float* x, float* y) {
-  LEC7_STRIDED(i, n) y[i] = activate(activation, x[i]);
-}
+struct ActivationForward {
+  Activation activation;
+  const float* x;
+  float* y;
 
-__global__ void __launch_bounds__(kThreads)
-    activation_backward_kernel(Activation activation, Index n, const float* dy, const float* y, float* dx) {
-  LEC7_STRIDED(i, n) dx[i] = dy[i] * activation_slope(activation, y[i]);
-}
+  template <int width>
+  __device__ void operator()(Index i) const {
+    Floats<width> v = load<width>(x + i);
+    for (float& number : v.at) number = activate(activation, number);
+    store(y + i, v);
+  }
+};
+
+struct ActivationBackward {
+  Activation activation;
+  const float *dy, *y;
+  float* dx;
+
+  template <int width>
+  __device__ void operator()(Index i) const {
+    Floats<width> v = load<width>(dy + i);
+    const Floats<width> at = load<width>(y + i);
+    for (int k = 0; k < width; ++k) v.at[k] *= activation_slope(activation, at.at[k]);
+    store(dx + i, v);
+  }
+};
 
 }  // namespace
 
 template <>
 void activation_forward(Activation activation, Index n, const float* x, float* y) {
-  launch("activation_forward_kernel", activation_forward_kernel, strided_grid(n), activation, n, x, y);
+  elementwise("activation_forward_kernel", n, {x, y}, ActivationForward{activation, x, y});
 }
 
 template <>
 void activation_backward(Activation activation, Index n, const float* dy, const float* y, float* dx) {
-  launch("activation_backward_kernel", activation_backward_kernel, strided_grid(n), activation, n, dy, y, dx);
+  elementwise("activation_backward_kernel", n, {dy, y, dx}, ActivationBackward{activation, dy, y, dx});
 }
 
 }  // namespace lec7::cuda

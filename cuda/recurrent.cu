@@ -160,7 +160,7 @@ __device__ void unit_backward(const RecurrentShape& s, const Backward& a, const 
 // ---- step by step ----
 
 template <int G>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     recurrent_step_forward_kernel(RecurrentShape s, Forward a, Index t, const float* h_before, const float* products) {
   LEC7_STRIDED(i, s.batch * s.hidden) {
     const Index n = i / s.hidden, j = i - n * s.hidden;

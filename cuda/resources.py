@@ -3,8 +3,10 @@
     python cuda/resources.py path/to/_cuda.so            compare: fails where a kernel takes more
     python cuda/resources.py path/to/_cuda.so --write    write the table
 
-Needs cuobjdump (on PATH or beside the nvcc that CUDACXX names), c++ and c++filt. A kernel's stack must be
-empty: what lies there was spilled, or is an array that the compiler could not keep in registers.
+Needs cuobjdump and nvdisasm (on PATH or beside the nvcc that CUDACXX names), c++ and c++filt. A kernel's
+stack must be empty: what lies there was spilled, or is an array that the compiler could not keep in
+registers. Kernels that should use tensor cores, asynchronous copies or loads of 16 bytes must hold those
+instructions.
 """
 
 from __future__ import annotations
@@ -23,6 +25,17 @@ from pathlib import Path
 HERE = Path(__file__).parent
 TABLE = HERE.parent / "docs" / "cuda_resources.md"
 CHIPS = ("T4", "A100", "RTX 4090", "H100")  # of occupancy.cpp
+#: what the machine code of kernels so named holds where the chip has it: products on tensor cores, copies
+#: past the registers, loads of 16 bytes
+INSTRUCTIONS = {
+    r"Tf32Tile": r"HMMA",
+    r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
+    r"^(gemm|conv)_kernel|^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
+}
+RESERVED = (
+    1024  # bytes of a block's shared memory that the driver takes from sm_90 on, counted with the kernel's
+)
+CODE_OF = ("sm_80", "sm_90")
 NOISE = r"\(anonymous namespace\)::|lec7::cuda::|lec7::|\((?:int|bool|unsigned int)\)"
 
 
@@ -43,7 +56,11 @@ def tool(name: str) -> str:
 
 
 def output(*command: str, text: str | None = None) -> str:
-    return subprocess.run(command, input=text, stdout=subprocess.PIPE, text=True, check=True).stdout
+    path = os.pathsep.join([str(Path(command[0]).parent), os.environ["PATH"]])  # cuobjdump looks for nvdisasm
+    environment = {**os.environ, "PATH": path}
+    return subprocess.run(
+        command, env=environment, input=text, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
 
 
 def short_names(mangled: list[str]) -> dict[str, str]:
@@ -69,7 +86,8 @@ def kernels(module: str) -> dict[str, Kernel]:
             continue
         kernel = result[names[name]]
         kernel.registers = max(kernel.registers, int(registers))
-        kernel.shared = max(kernel.shared, int(shared))
+        reserved = RESERVED if int(chip.removeprefix("sm_")) >= 90 and int(shared) else 0
+        kernel.shared = max(kernel.shared, int(shared) - reserved)
         if int(stack):
             kernel.stack[chip] = int(stack)
     for name, bounds in re.findall(r"\.entry (\w+)\(.*?\)\n((?:\.\w+[^\n]*\n)*)\{", ptx, re.DOTALL):
@@ -77,6 +95,22 @@ def kernels(module: str) -> dict[str, Kernel]:
         if threads and names.get(name):
             sizes = [int(n) for n in threads.groups() if n]
             result[names[name]].threads = sizes[0] * (sizes[1] if len(sizes) > 1 else 1)
+    return result
+
+
+def code_complaints(module: str) -> list[str]:
+    result = []
+    for chip in CODE_OF:
+        code = output(tool("cuobjdump"), "-sass", "-arch", chip, module).split("Function : ")[1:]
+        names = short_names([function.split("\n", 1)[0].strip() for function in code])
+        seen = set()
+        for name, function in zip(names.values(), code, strict=True):
+            for kernels_so_named, instruction in INSTRUCTIONS.items():
+                if re.search(kernels_so_named, name):
+                    seen.add(kernels_so_named)
+                    if not re.search(instruction, function):
+                        result.append(f"{name} has no {instruction} on {chip}")
+        result += [f"no kernel is named {unused} on {chip}" for unused in INSTRUCTIONS.keys() - seen]
     return result
 
 
@@ -140,7 +174,7 @@ def main() -> int:
         sys.exit("kernels without __launch_bounds__: " + ", ".join(sorted(unbounded)))
     if given.write:
         write(found)
-    problems = complaints(found)
+    problems = complaints(found) + code_complaints(given.module)
     print("\n".join(problems) or f"{len(found)} kernels, each within its row of {TABLE.name}")
     return bool(problems)
 
