@@ -31,9 +31,19 @@ std::string place(const std::source_location& where) {
   return std::string(where.file_name()) + ":" + std::to_string(where.line());
 }
 
+constexpr std::uint64_t kFirstLimit = std::uint64_t{4} << 30;
+
 cudaMemPool_t pool() {
+  const int device = current_device();
   cudaMemPool_t result;
-  check(cudaDeviceGetDefaultMemPool(&result, current_device()), "cudaDeviceGetDefaultMemPool");
+  check(cudaDeviceGetDefaultMemPool(&result, device), "cudaDeviceGetDefaultMemPool");
+  // CUDA's own limit is 0: each synchronization would give all freed memory back, and the next step ask for it again.
+  static std::atomic<std::uint64_t> limited{0};  // a bit for each device
+  const std::uint64_t mine = std::uint64_t{1} << device;
+  if ((limited.fetch_or(mine) & mine) == 0) {
+    std::uint64_t limit = kFirstLimit;
+    check(cudaMemPoolSetAttribute(result, cudaMemPoolAttrReleaseThreshold, &limit), "cudaMemPoolSetAttribute");
+  }
   return result;
 }
 
@@ -133,6 +143,7 @@ Grid strided_grid(Index n) {
 
 void* allocate(std::size_t bytes) {
   void* block = nullptr;
+  pool();
   cudaError_t error = cudaMallocAsync(&block, bytes, current_stream());
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();

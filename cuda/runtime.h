@@ -58,7 +58,7 @@ struct MemoryInfo {
   std::size_t in_use, cached, limit, free, total;
 };
 MemoryInfo memory_info();
-void set_memory_limit(std::size_t bytes);  // of what is kept for reuse
+void set_memory_limit(std::size_t bytes);  // of what is kept for reuse; at first 4 GiB
 void empty_cache();
 
 void copy_to_device(void* to, const void* from, std::size_t bytes);  // waits only for the host's side

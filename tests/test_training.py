@@ -146,7 +146,8 @@ def test_resume_keeps_running_averages(tmp_path: Path) -> None:
     def trainer(seed: int) -> Trainer:
         rng = np.random.default_rng(seed)
         model = Sequential(Linear(6, 9, rng=rng), BatchNorm(9), Linear(9, 3, rng=rng))
-        return Trainer(model, optimizers.SGD(), losses.softmax_cross_entropy, rng=rng, schedule=0.1)
+        rule = optimizers.SGD(momentum=0.5)
+        return Trainer(model, rule, losses.softmax_cross_entropy, rng=rng, schedule=0.1)
 
     whole, first, second = trainer(0), trainer(0), trainer(1)
     whole.fit(batches, epochs=3)
@@ -154,8 +155,11 @@ def test_resume_keeps_running_averages(tmp_path: Path) -> None:
     tensors, state = first.state()
     checkpoint.save(tmp_path / "c", tensors, {"trainer": state})
     tensors, metadata = checkpoint.load(tmp_path / "c")
+    kept = {name: array.copy() for name, array in tensors.items()}
     second.restore(tensors, metadata["trainer"])
     second.fit(batches, epochs=3)
+    for name, array in kept.items():  # they are the caller's
+        np.testing.assert_array_equal(tensors[name], array, err_msg=name)
     for name in ("1.running_mean", "1.running_var"):
         assert (whole.model.buffers[name] != first.model.buffers[name]).all()
         np.testing.assert_array_equal(second.model.buffers[name], whole.model.buffers[name])

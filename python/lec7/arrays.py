@@ -12,7 +12,7 @@ Array = NDArray[Any]
 
 def on_device(array: Any) -> bool:
     """Whether it is a ``lec7.cuda.Array``."""
-    return not isinstance(array, np.ndarray) and hasattr(array, "__cuda_array_interface__")
+    return hasattr(type(array), "__cuda_array_interface__")
 
 
 def like(array: Array, model: Array) -> Array:

@@ -158,13 +158,13 @@ class Trainer:
         prefix = "optimizer."
         values = self.parameters.values
         self.optimizer.state = {
-            k.removeprefix(prefix): like(a, values) for k, a in tensors.items() if k.startswith(prefix)
+            k.removeprefix(prefix): like(a.copy(), values) for k, a in tensors.items() if k.startswith(prefix)
         }
         self.optimizer.steps = state["optimizer_steps"]
         for owner_prefix, layer in self.model.owners("buffer."):
             own = {k.removeprefix(owner_prefix): a for k, a in tensors.items() if k.startswith(owner_prefix)}
             layer._buffers = {
-                k: like(a, values) if a.dtype == values.dtype else a.copy()
+                k: like(a.copy(), values) if a.dtype == values.dtype else a.copy()
                 for k, a in own.items()
                 if "." not in k
             }
