@@ -88,14 +88,7 @@ struct FilterSource {
   }
   __device__ float4 load(const Cursor& c, int k, int left) const {
     if (!along_depth()) return load_quad(find(c, c.k + k), left > 0 ? c.left : 0, vector);
-    if (c.left <= 0) left = 0;
-    if (vector) return left > 0 ? __ldg(reinterpret_cast<const float4*>(find(c, c.k + k))) : make_float4(0, 0, 0, 0);
-    float v[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (e < left) v[e] = __ldg(find(c, c.k + k + e));
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
+    return gather_quad([&](int at) { return find(c, at); }, c.k + k, c.left > 0 ? left : 0, vector);
   }
   __device__ const float* find(const Cursor& c, int k) const {
     const auto [tap, channel] = pass.tap_and_channel(k);

@@ -97,14 +97,7 @@ struct CoverSource {
     return {channel < channels ? weight + channel * filters : nullptr, static_cast<int>(k)};
   }
   __device__ float4 load(const Cursor& c, int k, int left) const {
-    if (c.at == nullptr) left = 0;
-    if (vector) return left > 0 ? __ldg(reinterpret_cast<const float4*>(find(c, c.k + k))) : make_float4(0, 0, 0, 0);
-    float v[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (e < left) v[e] = __ldg(find(c, c.k + k + e));
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
+    return gather_quad([&](int at) { return find(c, at); }, c.k + k, c.at != nullptr ? left : 0, vector);
   }
   __device__ const float* find(const Cursor& c, int k) const {
     const auto [cell, filter] = by_filters(k);

@@ -159,6 +159,18 @@ __device__ inline float4 load_quad(const float* at, int left, bool vector) {
   return quad;
 }
 
+// Up to four numbers that lie at find(k), find(k + 1), ...; `vector`: four at a time are side by side.
+template <class Find>
+__device__ float4 gather_quad(Find&& find, int k, int left, bool vector) {
+  if (vector) return left > 0 ? __ldg(reinterpret_cast<const float4*>(find(k))) : make_float4(0, 0, 0, 0);
+  float v[4] = {};
+#pragma unroll
+  for (int e = 0; e < 4; ++e) {
+    if (e < left) v[e] = __ldg(find(k + e));
+  }
+  return make_float4(v[0], v[1], v[2], v[3]);
+}
+
 // One operand on its way to shared memory: a thread's quads of a step.
 template <int kWidth, class T, class Source>
 class Panel {

@@ -85,25 +85,6 @@ Array input(std::string_view op, const char* argument, py::handle value, std::in
   return Array(std::move(owner), data, dtype, shape);
 }
 
-const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32: return "float32";
-    case DType::float64: return "float64";
-    case DType::int32: return "int32";
-    case DType::int64: return "int64";
-    default: return "bool";
-  }
-}
-
-std::size_t item_size(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-    case DType::int32: return 4;
-    case DType::boolean: return 1;
-    default: return 8;
-  }
-}
-
 int numpy_type(DType dtype) {
   switch (dtype) {
     case DType::float32: return NPY_FLOAT32;

@@ -19,6 +19,25 @@ namespace py = pybind11;
 
 enum class DType { float32, float64, int32, int64, boolean };
 
+inline const char* name_of(DType dtype) {
+  switch (dtype) {
+    case DType::float32: return "float32";
+    case DType::float64: return "float64";
+    case DType::int32: return "int32";
+    case DType::int64: return "int64";
+    default: return "bool";
+  }
+}
+
+inline std::size_t item_size(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+    case DType::int32: return 4;
+    case DType::boolean: return 1;
+    default: return 8;
+  }
+}
+
 // An input: keeps the array (or its contiguous copy) alive.
 class Array {
  public:

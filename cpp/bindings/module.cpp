@@ -58,20 +58,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.def("_usable_isas", &cpu::usable_isas);
   m.def("_set_poison", &memory::set_poison, py::arg("on"));
 
-  bind_activation(m);
-  bind_attention(m);
-  bind_conv(m);
-  bind_conv_transpose(m);
-  bind_dropout(m);
-  bind_embedding(m);
-  bind_linear(m);
-  bind_locally_connected(m);
-  bind_merge(m);
-  bind_norm(m);
-  bind_optimizer(m);
-  bind_pool(m);
-  bind_recurrent(m);
-  bind_softmax(m);
+  bind_ops(m);
 }
 
 }  // namespace lec7::bindings

@@ -1,4 +1,4 @@
-// The extension module: one function for each family adds its ops.
+// The extension modules, of the CPU and of CUDA: one function for each family adds its ops.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -19,5 +19,22 @@ void bind_optimizer(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);
 void bind_recurrent(pybind11::module_& m);
 void bind_softmax(pybind11::module_& m);
+
+inline void bind_ops(pybind11::module_& m) {
+  bind_activation(m);
+  bind_attention(m);
+  bind_conv(m);
+  bind_conv_transpose(m);
+  bind_dropout(m);
+  bind_embedding(m);
+  bind_linear(m);
+  bind_locally_connected(m);
+  bind_merge(m);
+  bind_norm(m);
+  bind_optimizer(m);
+  bind_pool(m);
+  bind_recurrent(m);
+  bind_softmax(m);
+}
 
 }  // namespace lec7::bindings

@@ -225,25 +225,6 @@ DeviceArray to_device(py::handle value) {
   return result;
 }
 
-const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::float32: return "float32";
-    case DType::float64: return "float64";
-    case DType::int32: return "int32";
-    case DType::int64: return "int64";
-    default: return "bool";
-  }
-}
-
-std::size_t item_size(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-    case DType::int32: return 4;
-    case DType::boolean: return 1;
-    default: return 8;
-  }
-}
-
 void bind_device_array(py::module_& m) {
   py::class_<DeviceArray> type(m, "Array", "A contiguous array on a GPU: made by lec7.cuda.to_device or by an op.");
   type.attr("__array_ufunc__") = py::none();  // NumPy's operators refuse it, instead of trying each element

@@ -49,9 +49,6 @@ DeviceArray new_device_array(DType dtype, const Shape& shape);
 // A copy of anything that NumPy can make an array of; its dtype stays.
 DeviceArray to_device(py::handle value);
 
-const char* name_of(DType dtype);
-std::size_t item_size(DType dtype);
-
 void bind_device_array(py::module_& m);
 
 }  // namespace lec7::bindings

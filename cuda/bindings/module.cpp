@@ -63,20 +63,7 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
 
   bind_device_array(m);
   bind_stream(m);
-  bind_activation(m);
-  bind_attention(m);
-  bind_conv(m);
-  bind_conv_transpose(m);
-  bind_dropout(m);
-  bind_embedding(m);
-  bind_linear(m);
-  bind_locally_connected(m);
-  bind_merge(m);
-  bind_norm(m);
-  bind_optimizer(m);
-  bind_pool(m);
-  bind_recurrent(m);
-  bind_softmax(m);
+  bind_ops(m);
 }
 
 }  // namespace lec7::bindings
