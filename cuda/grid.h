@@ -22,9 +22,7 @@ bool fits_at_once(void (*kernel)(Parameters...), const Grid& grid) {
   const std::size_t blocks = std::size_t{grid.grid.x} * grid.grid.y * grid.grid.z;
   if (blocks == 0 || grid.dynamic_shared > properties().shared_per_block) return false;
   int each = 0;
-  check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(grid.dynamic_shared)),
-      "cudaFuncSetAttribute");
+  check(allow_shared(kernel), "cudaFuncSetAttribute");
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
             &each, kernel, static_cast<int>(grid.block.x * grid.block.y * grid.block.z), grid.dynamic_shared),
         "cudaOccupancyMaxActiveBlocksPerMultiprocessor");

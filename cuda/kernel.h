@@ -22,7 +22,7 @@
 #include "runtime.h"
 
 #if !defined(LEC7_CUDA_HOST)
-#define LEC7_SHARED(name, ...) __shared__ std::type_identity_t<__VA_ARGS__> name
+#define LEC7_SHARED(name, ...) __shared__ __align__(16) std::type_identity_t<__VA_ARGS__> name
 // The launch's dynamic shared memory, as an array of `type`.
 #define LEC7_DYNAMIC_SHARED(name, type)                          \
   extern __shared__ __align__(128) unsigned char lec7_dynamic[]; \
@@ -56,6 +56,17 @@ struct KernelName {
 void begin_launch(const KernelName& name, const Grid& grid);
 void end_launch(const KernelName& name, cudaError_t error);
 
+// The most dynamic shared memory that a kernel can have beside its static one: always that, since the setting is the
+// kernel's, and other threads launch it too.
+template <class... Parameters>
+cudaError_t allow_shared(void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(properties().shared_per_block - attributes.sharedSizeBytes));
+}
+
 // kernel(arguments...) on the current stream.
 template <class... Parameters, class... Arguments>
 void launch(KernelName name, void (*kernel)(Parameters...), const Grid& grid, Arguments&&... arguments) {
@@ -67,10 +78,7 @@ void launch(KernelName name, void (*kernel)(Parameters...), const Grid& grid, Ar
   std::apply([&](auto&... value) { pointers = {static_cast<void*>(&value)...}; }, values);
   constexpr std::size_t kAlwaysAllowed = 48 << 10;
   cudaError_t error = cudaSuccess;
-  if (grid.dynamic_shared > kAlwaysAllowed) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(grid.dynamic_shared));
-  }
+  if (grid.dynamic_shared > kAlwaysAllowed) error = allow_shared(kernel);
   if (error == cudaSuccess) {
     using Launch = cudaError_t (*)(const void*, dim3, dim3, void**, std::size_t, cudaStream_t);
     const Launch run =

@@ -40,9 +40,10 @@ cudaMemPool_t pool() {
   // CUDA's own limit is 0: each synchronization would give all freed memory back, and the next step ask for it again.
   static std::atomic<std::uint64_t> limited{0};  // a bit for each device
   const std::uint64_t mine = std::uint64_t{1} << device;
-  if ((limited.fetch_or(mine) & mine) == 0) {
+  if ((limited.load() & mine) == 0) {
     std::uint64_t limit = kFirstLimit;
     check(cudaMemPoolSetAttribute(result, cudaMemPoolAttrReleaseThreshold, &limit), "cudaMemPoolSetAttribute");
+    limited.fetch_or(mine);
   }
   return result;
 }
@@ -123,6 +124,11 @@ void synchronize() {
   throw_bad_values();
 }
 
+void prepare_capture() {
+  pool();
+  throw_bad_values();
+}
+
 void begin_launch(const KernelName& name, const Grid& grid) {
   const dim3& g = grid.grid;
   if (g.x > 0x7fffffffu || g.y > 65535 || g.z > 65535) {
@@ -155,8 +161,13 @@ void* allocate(std::size_t bytes) {
   return block;
 }
 
-void release(void* block, cudaStream_t on) noexcept {
-  if (cudaFreeAsync(block, on) != cudaSuccess) cudaGetLastError();  // the process ends, and the context is gone
+void release(void* block, cudaStream_t on, int device) noexcept {
+  // Errors: the process ends, and the context is gone.
+  int before = device;
+  cudaGetDevice(&before);
+  if (before != device) cudaSetDevice(device);  // the default stream is the current device's
+  if (cudaFreeAsync(block, on) != cudaSuccess) cudaGetLastError();
+  if (before != device) cudaSetDevice(before);
 }
 
 MemoryInfo memory_info() {
@@ -176,14 +187,31 @@ void set_memory_limit(std::size_t bytes) {
 void empty_cache() { check(cudaMemPoolTrimTo(pool(), 0), "cudaMemPoolTrimTo"); }
 
 void copy_to_device(void* to, const void* from, std::size_t bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, current_stream()), "cudaMemcpyAsync");
+  if (bytes == 0) return;
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(current_stream(), &status), "cudaStreamIsCapturing");
+  if (status != cudaStreamCaptureStatusNone) {
+    throw std::runtime_error("lec7.cuda: a graph does not record copies from the host; make the array before");
+  }
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, current_stream()), "cudaMemcpyAsync");
+  // Ordinary memory was read when the call returned; pinned memory is read later.
+  cudaPointerAttributes memory;
+  if (cudaPointerGetAttributes(&memory, from) != cudaSuccess) cudaGetLastError();
+  else if (memory.type != cudaMemoryTypeUnregistered) check(cudaStreamSynchronize(current_stream()), "cudaMemcpyAsync");
 }
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
   if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, current_stream()), "cudaMemcpyAsync");
   synchronize();
 }
 void copy_on_device(void* to, const void* from, std::size_t bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, current_stream()), "cudaMemcpyAsync");
+  if (bytes == 0 || to == from) return;
+  const auto *low = static_cast<const char*>(from), *at = static_cast<const char*>(to);
+  if (low < at + bytes && at < low + bytes) {  // what cudaMemcpyAsync does not allow
+    Buffer<char> between(static_cast<Index>(bytes));
+    copy_on_device(between.data(), from, bytes);
+    return copy_on_device(to, between.data(), bytes);
+  }
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, current_stream()), "cudaMemcpyAsync");
 }
 
 }  // namespace lec7::cuda

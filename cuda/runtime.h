@@ -47,12 +47,15 @@ void set_current_stream(Stream stream);
 // the kernels launched last, or bad values that a kernel met (values.h).
 void synchronize();
 
+// What cannot be done for the first time while a stream is captured.
+void prepare_capture();
+
 // ---- memory ----
 
 // Stream-ordered: a block may be used and released on the stream that is current at its allocation. Throws
 // std::bad_alloc, after the cache was emptied and the request repeated; the process stays usable.
 void* allocate(std::size_t bytes);
-void release(void* block, cudaStream_t stream) noexcept;
+void release(void* block, cudaStream_t stream, int device) noexcept;
 
 struct MemoryInfo {
   std::size_t in_use, cached, limit, free, total;
@@ -61,8 +64,10 @@ MemoryInfo memory_info();
 void set_memory_limit(std::size_t bytes);  // of what is kept for reuse; at first 4 GiB
 void empty_cache();
 
-void copy_to_device(void* to, const void* from, std::size_t bytes);  // waits only for the host's side
-void copy_to_host(void* to, const void* from, std::size_t bytes);    // synchronizes
+// The host's memory may change once it returns. Not while a stream is captured: the graph would copy again from
+// memory that is gone by then.
+void copy_to_device(void* to, const void* from, std::size_t bytes);
+void copy_to_host(void* to, const void* from, std::size_t bytes);  // synchronizes
 void copy_on_device(void* to, const void* from, std::size_t bytes);
 
 // Scratch for an op: released on the stream it was allocated on, after the kernels that use it.
@@ -71,9 +76,10 @@ class Buffer {
  public:
   explicit Buffer(Index count)
       : stream_(current_stream()),
+        device_(current_device()),
         data_(count == 0 ? nullptr : static_cast<T*>(allocate(static_cast<std::size_t>(count) * sizeof(T)))) {}
   ~Buffer() {
-    if (data_ != nullptr) release(data_, stream_);
+    if (data_ != nullptr) release(data_, stream_, device_);
   }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
@@ -82,6 +88,7 @@ class Buffer {
 
  private:
   cudaStream_t stream_;
+  int device_;
   T* data_;
 };
 

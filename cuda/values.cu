@@ -1,5 +1,6 @@
 #include "values.h"
 
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -26,12 +27,14 @@ struct Rule {
 
 // Rules are kept, one for each op and shape: a captured graph refers to them again.
 struct Notes {
+  std::mutex mutex;
   std::vector<Rule> rules;
   Note* note = nullptr;
 };
 
 Notes& notes() {
   static Notes all;  // never destroyed before the driver is
+  const std::lock_guard lock(all.mutex);
   if (all.note == nullptr) {
     void* memory = nullptr;
     check(cudaHostAlloc(&memory, sizeof(Note), cudaHostAllocMapped), "cudaHostAlloc");
@@ -42,7 +45,9 @@ Notes& notes() {
 }
 
 int rule_number(std::string_view op, const Named& array, const std::string& what, bool whole_numbers) {
-  std::vector<Rule>& rules = notes().rules;
+  Notes& all = notes();
+  const std::lock_guard lock(all.mutex);
+  std::vector<Rule>& rules = all.rules;
   for (std::size_t i = 0; i < rules.size(); ++i) {
     const Rule& rule = rules[i];
     if (rule.op == op && rule.name == array.name && rule.what == what && rule.shape == array.shape) {
@@ -75,6 +80,7 @@ __device__ void note_bad(const T* values, Index position, int rule, Note* note) 
   note->position = position;
   if constexpr (std::is_integral_v<T>) note->whole = values[position];
   else note->value = values[position];
+  __threadfence_system();  // who sees the rule sees the rest
   note->rule = rule;
 }
 
@@ -117,11 +123,13 @@ void note_first(const T* values, Index n, Bad bad, int rule) {
 }  // namespace
 
 void throw_bad_values() {
-  Note* const note = notes().note;
-  if (note->rule == 0) return;
-  const Note bad = *note;
-  *note = {};
-  const Rule& rule = notes().rules[static_cast<std::size_t>(bad.rule - 1)];
+  Notes& all = notes();
+  std::unique_lock lock(all.mutex);
+  if (all.note->rule == 0) return;
+  const Note bad = *all.note;
+  *all.note = {};
+  const Rule rule = all.rules[static_cast<std::size_t>(bad.rule - 1)];
+  lock.unlock();
   const std::string value = rule.whole_numbers ? std::to_string(bad.whole) : std::to_string(bad.value);
   fail_at(rule.op, {rule.name, rule.shape}, bad.position, value, rule.what);
 }

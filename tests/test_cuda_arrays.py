@@ -93,6 +93,25 @@ def test_what_is_not_possible_is_refused(cuda, x):  # noqa: F811
         _cpu.relu_backward(device, x)
 
 
+def test_arrays_that_overlap(cuda, rng):  # noqa: F811
+    x = rng.standard_normal((4, 5), np.float32)
+    device = cuda.to_device(x)
+    device[0:3][...] = device[1:4]
+    np.testing.assert_array_equal(device.numpy(), x[[1, 2, 3, 3]])
+    device[...] = device
+    view = device[0:3]
+    with pytest.raises(ValueError, match="overlaps"):
+        view += device[1:4]
+    for shape in ((1,) * 9, (2**40, 2**40), (0, -1)):
+        with pytest.raises(ValueError, match="reshape"):
+            device.reshape(shape)
+    with pytest.raises(TypeError, match="makes no array"):
+        cuda.to_device([[1.0], [1.0, 2.0]])
+    np.testing.assert_array_equal(cuda.zeros((2, 3)).numpy(), np.zeros((2, 3), np.float32))
+    with pytest.raises(ValueError, match="axes"):
+        cuda.lstm_forward(*[device] * 6, lengths=np.zeros((1,) * 9, int))
+
+
 def test_a_freed_array_is_refused(cuda, x):  # noqa: F811
     device = cuda.to_device(x)
     view = device[0]
@@ -171,6 +190,8 @@ def test_a_graph_refuses_to_wait_and_to_record_twice(cuda, x):  # noqa: F811
         graph.replay()
     with pytest.raises(RuntimeError, match="capturing"), graph:
         device.numpy()
+    with pytest.raises(RuntimeError, match="copies from the host"), cuda.Graph():
+        device[...] = x
     graph = cuda.Graph()
     with graph:
         device += device

@@ -72,6 +72,7 @@ Array host_integer_array(std::string_view op, const char* argument, py::handle v
   if (array.dtype().kind() != 'i' || array.itemsize() < 4) {
     throw py::type_error(name + " must be int32 or int64; got dtype " + std::string(py::str(array.dtype())));
   }
+  if (array.ndim() > Shape::kMaxRank) throw py::value_error(name + " has too many axes; at most 8 are possible");
   Shape shape;
   for (py::ssize_t axis = 0; axis < array.ndim(); ++axis) shape.append(array.shape(axis));
   void* const data = const_cast<void*>(array.data());

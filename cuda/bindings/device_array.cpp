@@ -27,6 +27,12 @@ DType dtype_of(const py::array& array) {
 
 const DeviceArray& usable(const DeviceArray& array) {
   if (array.block->freed()) fail("lec7.cuda.Array", "it was freed", {{"array", array.shape}});
+  if (array.block->device() != cuda::current_device()) {
+    fail("lec7.cuda.Array",
+         "it is on cuda:" + std::to_string(array.block->device()) +
+             ", the current device is cuda:" + std::to_string(cuda::current_device()),
+         {{"array", array.shape}});
+  }
   return array;
 }
 
@@ -56,6 +62,7 @@ py::object item(const DeviceArray& array) {
 DeviceArray reshaped(const DeviceArray& array, const py::args& args) {
   py::tuple dims = args;
   if (args.size() == 1 && py::isinstance<py::tuple>(args[0])) dims = args[0];
+  if (dims.size() > Shape::kMaxRank) fail("reshape", "at most 8 axes are possible", {{"array", array.shape}});
   Shape shape;
   int open = -1;
   Index known = 1;
@@ -63,11 +70,11 @@ DeviceArray reshaped(const DeviceArray& array, const py::args& args) {
     const Index d = py::cast<Index>(dim);
     if (d == -1 && open < 0) open = shape.rank();
     else if (d < 0) fail("reshape", "sizes are not negative, but for one -1", {{"array", array.shape}});
-    else known *= d;
+    else known = checked_multiply("reshape", known, d);
     shape.append(d);
   }
   if (open >= 0) shape[open] = known > 0 ? array.shape.size() / known : 0;
-  if (shape.size() != array.shape.size()) {
+  if ((open >= 0 ? shape.size() : known) != array.shape.size()) {
     fail("reshape", "the number of elements stays", {{"array", array.shape}, {"shape", shape}});
   }
   DeviceArray result = usable(array);
@@ -150,6 +157,11 @@ void assign(const DeviceArray& to, const py::object& index, py::handle value) {
   cuda::copy_on_device(to.data, from.data, to.bytes());
 }
 
+bool overlap(const DeviceArray& a, const DeviceArray& b) {
+  const auto *a_low = static_cast<const char*>(a.data), *b_low = static_cast<const char*>(b.data);
+  return a_low < b_low + b.bytes() && b_low < a_low + a.bytes();
+}
+
 // y += x.
 void add_to(const DeviceArray& y, const DeviceArray& x) {
   usable(y);
@@ -157,7 +169,7 @@ void add_to(const DeviceArray& y, const DeviceArray& x) {
   if (y.dtype != DType::float32 || x.dtype != DType::float32) {
     throw py::type_error("lec7.cuda.Array: a sum is of two float32 arrays");
   }
-  check_add(y.shape, x.shape, false);
+  check_add(y.shape, x.shape, y.data != x.data && overlap(y, x));
   cuda::add(y.shape.size(), static_cast<float*>(y.data), static_cast<const float*>(x.data));
 }
 
@@ -175,6 +187,7 @@ py::dict interface(const DeviceArray& array) {
   result["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.data), false);
   result["version"] = 3;
   result["strides"] = py::none();
+  array.block->join_current_stream();
   // 1 is the legacy default stream; 0 is not allowed.
   const auto stream = reinterpret_cast<std::uintptr_t>(cuda::current_stream());
   result["stream"] = stream == 0 ? 1 : stream;
@@ -191,14 +204,26 @@ Block::Block(std::size_t bytes)
       foreign_(false) {}
 
 Block::Block(void* data, std::size_t bytes, int device, py::object owner)
-    : data_(data), bytes_(bytes), device_(device), owner_(std::move(owner)), foreign_(true) {}
+    : data_(data),
+      bytes_(bytes),
+      device_(device),
+      stream_(cuda::shared_current_stream()),
+      owner_(std::move(owner)),
+      foreign_(true) {}
 
 Block::~Block() { free(); }
+
+void Block::join_current_stream() const {
+  if (stream_.get() != cuda::current_stream())
+    cuda::check(cudaStreamSynchronize(stream_.get()), "cudaStreamSynchronize");
+}
 
 void Block::free() {
   if (freed_) return;
   freed_ = true;
-  if (!foreign_ && data_ != nullptr) cuda::release(data_, stream_.get());
+  if (!foreign_ && data_ != nullptr) cuda::release(data_, stream_.get(), device_);
+  // Its library may use the memory again at once, and knows nothing of a stream of ours.
+  if (foreign_ && stream_ != nullptr && cudaStreamSynchronize(stream_.get()) != cudaSuccess) cudaGetLastError();
   owner_ = py::object();
 }
 
@@ -211,10 +236,22 @@ DeviceArray new_device_array(DType dtype, const Shape& shape) {
   return {std::move(block), data, dtype, shape};
 }
 
+DeviceArray zeros(const py::tuple& dims) {
+  if (dims.size() > Shape::kMaxRank) throw py::value_error("zeros: at most 8 axes are possible");
+  Shape shape;
+  for (const py::handle dim : dims) shape.append(py::cast<Index>(dim));
+  DeviceArray result = new_device_array(DType::float32, shape);
+  cuda::fill_words(result.data, 0, shape.size());
+  return result;
+}
+
 DeviceArray to_device(py::handle value) {
-  if (py::isinstance<DeviceArray>(value)) return py::cast<DeviceArray>(value);
+  if (py::isinstance<DeviceArray>(value)) return usable(py::cast<const DeviceArray&>(value));
   const auto array = py::array::ensure(value, py::array::c_style);
-  if (!array) throw py::error_already_set();
+  if (!array) {
+    throw py::type_error("to_device: NumPy makes no array of " + std::string(py::str(py::type::of(value))) +
+                         " (from_dlpack takes a GPU's)");
+  }
   if (array.ndim() > Shape::kMaxRank) {
     throw py::value_error("to_device: " + std::to_string(array.ndim()) + " axes; at most 8 are possible");
   }
@@ -226,7 +263,9 @@ DeviceArray to_device(py::handle value) {
 }
 
 void bind_device_array(py::module_& m) {
-  py::class_<DeviceArray> type(m, "Array", "A contiguous array on a GPU: made by lec7.cuda.to_device or by an op.");
+  // Local to the module: the host build has a type of this name in the same process.
+  py::class_<DeviceArray> type(m, "Array", py::module_local(),
+                               "A contiguous array on a GPU: made by lec7.cuda.to_device or by an op.");
   type.attr("__array_ufunc__") = py::none();  // NumPy's operators refuse it, instead of trying each element
   type.def_property_readonly("shape", [](const DeviceArray& a) { return shape_tuple(a.shape); })
       .def_property_readonly("ndim", [](const DeviceArray& a) { return a.shape.rank(); })

@@ -26,6 +26,8 @@ class Block {
   // Gives the memory back at once; arrays that view it refuse to be used from then on.
   void free();
   bool freed() const { return freed_; }
+  // What was launched for it on the stream that it was made on comes before what the current stream does next.
+  void join_current_stream() const;
 
  private:
   void* data_;
@@ -46,6 +48,7 @@ struct DeviceArray {
 };
 
 DeviceArray new_device_array(DType dtype, const Shape& shape);
+DeviceArray zeros(const py::tuple& dims);  // float32
 // A copy of anything that NumPy can make an array of; its dtype stays.
 DeviceArray to_device(py::handle value);
 

@@ -71,8 +71,12 @@ py::object to_dlpack(const DeviceArray& array, const py::object& stream, const p
     throw py::buffer_error("lec7.cuda.Array: it is not copied to another device; .numpy() is a copy on the host");
   }
   if (!copy.is_none() && py::cast<bool>(copy)) throw py::buffer_error("lec7.cuda.Array: DLPack shares, copy() copies");
-  // A consumer on another stream (-1: none) must see what this one was asked to write.
-  if (!stream.is_none() && py::cast<std::int64_t>(stream) != -1) cuda::synchronize();
+  // A consumer on any stream (None: the default one; -1: it asks for nothing) sees what was asked to be written.
+  if (stream.is_none() || py::cast<std::int64_t>(stream) != -1) {
+    const py::gil_scoped_release unlocked;
+    array.block->join_current_stream();
+    cuda::synchronize();
+  }
   auto exported = std::make_unique<Exported>(
       Exported{array, std::vector<std::int64_t>(array.shape.begin(), array.shape.end()), {}});
   exported->managed = {{array.data,
@@ -84,6 +88,7 @@ py::object to_dlpack(const DeviceArray& array, const py::object& stream, const p
                         0},
                        exported.get(),
                        [](DLManagedTensor* managed) {
+                         if (Py_IsInitialized() == 0) return;  // the process ends
                          const py::gil_scoped_acquire locked;
                          delete static_cast<Exported*>(managed->manager);
                        }};
@@ -107,7 +112,7 @@ DeviceArray from_dlpack(const py::object& array) {
   if (tensor.ndim > Shape::kMaxRank) throw py::value_error("from_dlpack: at most 8 axes are possible");
   Shape shape;
   for (int axis = 0; axis < tensor.ndim; ++axis) shape.append(tensor.shape[axis]);
-  for (int axis = 0; tensor.strides != nullptr && axis < tensor.ndim; ++axis) {
+  for (int axis = 0; tensor.strides != nullptr && shape.size() > 0 && axis < tensor.ndim; ++axis) {
     if (shape[axis] > 1 && tensor.strides[axis] != shape.size(axis + 1, tensor.ndim)) {
       fail("from_dlpack", "the array is contiguous", {{"array", shape}});
     }

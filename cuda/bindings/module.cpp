@@ -53,6 +53,7 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
       "set_allow_tf32", &cuda::set_allow_tf32, py::arg("allow"),
       "Let products and convolutions round their operands to tf32 (10 bits of fraction, the sums stay float32), which "
       "tensor cores multiply faster, from compute capability 8.0 on. At first they may not.");
+  m.def("zeros", &zeros, py::arg("shape"), "Zeros of float32 on the current device.");
   m.def("to_device", &to_device, py::arg("array"), "A copy of an array on the current device; its dtype stays.");
 #if defined(LEC7_CUDA_HOST)
   m.def(

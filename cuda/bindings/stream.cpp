@@ -21,18 +21,20 @@ class Stream {
     cuda::set_current_stream(stream_);
   }
   void exit() {
+    if (before_.empty()) throw std::runtime_error("lec7.cuda.Stream: it was not entered");
     cuda::set_current_stream(before_.back());
     before_.pop_back();
   }
-  void synchronize() {
-    enter();
+  void synchronize() const {
+    const cuda::Stream before = cuda::shared_current_stream();
+    cuda::set_current_stream(stream_);
     try {
       cuda::synchronize();
     } catch (...) {
-      exit();
+      cuda::set_current_stream(before);
       throw;
     }
-    exit();
+    cuda::set_current_stream(before);
   }
 
  private:
@@ -43,11 +45,14 @@ class Stream {
 // What is launched inside `with graph:` is recorded, not run; replay() runs all of it again, on the same memory.
 class Graph {
  public:
+  Graph() { check(cudaEventCreateWithFlags(&replayed_, cudaEventDisableTiming), "cudaEventCreateWithFlags"); }
   ~Graph() {
+    cudaEventDestroy(replayed_);
     if (executable_ != nullptr) cudaGraphExecDestroy(executable_);
   }
   void enter() {
     if (executable_ != nullptr) throw std::runtime_error("lec7.cuda.Graph: it has recorded already; make another");
+    cuda::prepare_capture();
     stream_.enter();
     const cudaError_t error = cudaStreamBeginCapture(stream_.handle(), cudaStreamCaptureModeThreadLocal);
     if (error != cudaSuccess) stream_.exit();
@@ -68,18 +73,23 @@ class Graph {
   }
   void replay() {
     if (executable_ == nullptr) throw std::runtime_error("lec7.cuda.Graph: it has recorded nothing yet");
-    check(cudaGraphLaunch(executable_, cuda::current_stream()), "cudaGraphLaunch");
+    const cudaStream_t on = cuda::current_stream();
+    check(cudaGraphLaunch(executable_, on), "cudaGraphLaunch");
+    // Arrays that were made while it recorded are released on its own stream: not before the replay is done.
+    check(cudaEventRecord(replayed_, on), "cudaEventRecord");
+    check(cudaStreamWaitEvent(stream_.handle(), replayed_, 0), "cudaStreamWaitEvent");
   }
 
  private:
   Stream stream_;
+  cudaEvent_t replayed_ = nullptr;
   cudaGraphExec_t executable_ = nullptr;
 };
 
 }  // namespace
 
 void bind_stream(py::module_& m) {
-  py::class_<Stream>(m, "Stream",
+  py::class_<Stream>(m, "Stream", py::module_local(),
                      "Work in order, beside that of other streams. `with stream:` makes it the current one.")
       .def(py::init<>())
       .def("__enter__", [](const py::object& self) { return py::cast<Stream&>(self).enter(), self; })
@@ -90,7 +100,7 @@ void bind_stream(py::module_& m) {
           "handle", [](const Stream& self) { return reinterpret_cast<std::uintptr_t>(self.handle()); },
           "CUDA's cudaStream_t, as a number.");
   py::class_<Graph>(
-      m, "Graph",
+      m, "Graph", py::module_local(),
       "Ops to run again in one launch: those called inside `with graph:` are recorded, replay() runs them "
       "on the same arrays.")
       .def(py::init<>())

@@ -30,8 +30,12 @@ def host(array: Array) -> Array:
 
 
 def zeros(shape: int | tuple[int, ...], model: Array) -> Array:
-    """Zeros of ``model``'s dtype, where it is."""
-    return like(np.zeros(shape, model.dtype), model)
+    """Zeros of ``model``'s dtype, where it is (a GPU's numbers are float32)."""
+    if on_device(model):
+        from lec7 import cuda
+
+        return cuda.zeros(shape if isinstance(shape, tuple) else (shape,))
+    return np.zeros(shape, model.dtype)
 
 
 def contiguous(array: Array) -> Array:

@@ -36,6 +36,7 @@ _COMPILED = (
     "set_memory_limit",
     "synchronize",
     "to_device",
+    "zeros",
 )
 __all__ = ["build_info", "is_available", "select"]
 __all__ += _COMPILED

@@ -73,18 +73,22 @@ class Trainer:
     def step(self, x: Array, targets: Array) -> StepResult:
         """One update of the parameters from one batch, which is moved to where they are.
 
-        Raises:  FloatingPointError: the loss or the gradient is not finite; parameters and buffers (running
-                 averages, carried states) are as they were.
+        Raises:  FloatingPointError: the loss or the gradient is not finite.  Whatever is raised: parameters
+                 and buffers (running averages, carried states) are as they were.
         """
         put_buffers_back = self.model.keep_buffers()
         x, targets = (like(a, self.parameters.values) for a in (x, targets))
-        y, cache = self.model.forward(x, training=True)
-        loss, dy = self.loss(y, targets)
-        self.model.backward(dy, cache, needs_dx=False)
-
         learns = slice(self.parameters.trainable)
         grads = self.parameters.grads[learns]
-        norm = float(ops.global_norm(grads))
+        try:
+            y, cache = self.model.forward(x, training=True)
+            loss, dy = self.loss(y, targets)
+            self.model.backward(dy, cache, needs_dx=False)
+            norm = float(ops.global_norm(grads))
+        except Exception:  # no memory, a label outside the classes: the step can be tried again
+            self.parameters.zero_grads()
+            put_buffers_back()
+            raise
         lr = self.schedule(self.step_count)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.parameters.zero_grads()
