@@ -65,6 +65,14 @@ def device(request: pytest.FixtureRequest) -> Iterator[Any]:
     yield from device_under(request)
 
 
+@pytest.fixture(params=devices("cuda_host", "cuda"))
+def cuda(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """A CUDA module as it is, on its own arrays. Nothing that a test did goes wrong later."""
+    module = device_module(request.param)
+    yield module
+    module.synchronize()
+
+
 def device_under(request: pytest.FixtureRequest) -> Iterator[Any]:
     ops = DeviceOps(device_module(request.param), request.param)
     if request.node.callspec.params.get("dtype", np.float32) not in ops.dtypes:

@@ -1,13 +1,12 @@
 """What is CUDA's own: values that the device checks, and errors that appear when the host waits for it."""
 
-from collections.abc import Callable, Iterator
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 from checking import normal
-from conftest import device_module, devices, missing
+from conftest import device_module, missing
 
 from lec7 import _cpu
 
@@ -19,14 +18,6 @@ def test_backend_is_here(name: str) -> None:
         device_module(name)
     except ImportError as error:
         missing(name, f"{name}: {error}")
-
-
-@pytest.fixture(params=devices("cuda_host", "cuda"))
-def cuda(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """A CUDA module as it is, on its own arrays. Nothing that a test did goes wrong later."""
-    module = device_module(request.param)
-    yield module
-    module.synchronize()
 
 
 # --- values -------------------------------------------------------------------------------------------------

@@ -24,9 +24,9 @@ def like(array: Array, model: Array) -> Array:
     return array if on_device(model) else host(array)
 
 
-def host(array: Array) -> Array:
+def host(array: Any) -> Array:
     """The array as NumPy's: itself, or a copy of a GPU's."""
-    return array.numpy() if on_device(array) else array  # type: ignore[attr-defined]
+    return array.numpy() if on_device(array) else array
 
 
 def zeros(shape: int | tuple[int, ...], model: Array) -> Array:
