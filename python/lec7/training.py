@@ -79,11 +79,11 @@ class Trainer:
         put_buffers_back = self.model.keep_buffers()
         x, targets = (like(a, self.parameters.values) for a in (x, targets))
         learns = slice(self.parameters.trainable)
-        grads = self.parameters.grads[learns]
         try:
             y, cache = self.model.forward(x, training=True)
             loss, dy = self.loss(y, targets)
             self.model.backward(dy, cache, needs_dx=False)
+            grads = self.parameters.grads[learns]
             norm = float(ops.global_norm(grads))
         except Exception:  # no memory, a label outside the classes: the step can be tried again
             self.parameters.zero_grads()
