@@ -5,6 +5,7 @@ in its better memory format, with its fused optimizers. A row is timed only if t
 
     python bench/compare_torch.py --suite recurrent
     python bench/compare_torch.py --suite all --check --json results.json
+    python bench/compare_torch.py --device cuda --tf32 --suite conv
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,20 +34,17 @@ except ModuleNotFoundError:
     sys.exit("compare_torch.py compares with PyTorch, which is not installed: pip install '.[bench]'")
 
 import numpy as np
-from cases import MEANS, SUITES, matmul
+from cases import CUDA_MOST, CUDA_TF32_MEANS, MEANS, SUITES, matmul
+from device import CPU, Device, find_device
 from memory import MemoryRow
-from pair import Pair, Row, as_arrays, normal
-from timing import SLOW, alternate, seconds
+from pair import TF32_SLACK, Data, DisagreementError, Row, tensors, verify
+from timing import SLOW
 
 import lec7
-from lec7 import ops
+from lec7 import cuda, ops
 
 ROUNDS = 7
 SUITE_ROUNDS = {"conv": 5}  # of many rows: 360
-
-
-class DisagreementError(Exception):
-    """The two libraries computed different things."""
 
 
 @dataclass(frozen=True)
@@ -82,37 +80,27 @@ class Result:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What times are fractions of: FLOP/s, and GB/s of an update in place."""
+    """What times are fractions of: FLOP/s, and GB/s of an update in place; and where they are from."""
 
     flops: float
     bandwidth: float
+    source: str
 
 
-def verify(pair: Pair) -> None:
-    """Call both sides and compare all results.
+@dataclass(frozen=True)
+class Setting:
+    """Where and how rows are run. ``tf32``: products may round their operands to it."""
 
-    Raises:  DisagreementError: names the result, the error and the limit.
-    """
-    ours, *theirs = pair.compare or (pair.ours, *pair.theirs)
-    names = pair.names.split()
-    for call in range(pair.calls):
-        expected = as_arrays(ours())
-        for variant in theirs:
-            for name, a, b in zip(names, expected, pair.align(variant()), strict=True):
-                where = f"{name} (call {call + 1})" if pair.calls > 1 else name
-                if a.shape != b.shape:
-                    raise DisagreementError(f"{where}: lec7 gives the shape {a.shape}, PyTorch {b.shape}")
-                difference = float(np.linalg.norm(np.subtract(a, b, dtype=np.float64)))
-                error = difference / max(float(np.linalg.norm(b)), 1e-30)
-                if not error <= pair.tolerance:  # NaN too
-                    raise DisagreementError(
-                        f"{where}: relative error {error:.1e}, more than {pair.tolerance:.0e}"
-                    )
+    device: Device
+    tf32: bool
+    peaks: Peaks
+    markdown: bool
 
 
-def compare(suite: str, row: Row | MemoryRow, *, rounds: int, peaks: Peaks) -> Result:
+def compare(suite: str, row: Row | MemoryRow, setting: Setting, *, rounds: int) -> Result:
+    clock, peaks = setting.device.clock, setting.peaks
     if isinstance(row, MemoryRow):
-        a, b = row.measure()
+        a, b = row.measure(setting.device)
         return Result(
             suite=suite,
             name=row.name,
@@ -124,15 +112,15 @@ def compare(suite: str, row: Row | MemoryRow, *, rounds: int, peaks: Peaks) -> R
             ratio=a / b,
             most=row.most,
         )
-    pair = row.make()
-    verify(pair)
+    pair = row.make(setting.device)
+    verify(pair, slack=TF32_SLACK if setting.tf32 else 1)
     theirs = pair.theirs
     if len(theirs) > 1:
-        quick = [seconds(call) for call in theirs]
+        quick = [clock.seconds(call) for call in theirs]
         if min(quick) < SLOW:
-            quick = alternate(theirs, 1)
+            quick = clock.alternate(theirs, 1)
         theirs = [theirs[quick.index(min(quick))]]
-    a, b = alternate([pair.ours, *theirs], rounds)
+    a, b = clock.alternate([pair.ours, *theirs], rounds)
     work, peak = (pair.flops, peaks.flops) if pair.limit == "flops" else (pair.amount, peaks.bandwidth)
     work, amount = work or None, pair.amount or None
     return Result(
@@ -156,22 +144,28 @@ def compare(suite: str, row: Row | MemoryRow, *, rounds: int, peaks: Peaks) -> R
 
 def best_matmul(rounds: int) -> float:
     """FLOP/s of the faster library's 2048^3 product: a peak that is a little too small."""
-    pair = matmul(np.random.default_rng(0), M=2048, N=2048, K=2048)
-    return pair.flops / min(alternate([pair.ours, *pair.theirs], rounds))
+    pair = matmul(Data(), M=2048, N=2048, K=2048)
+    return pair.flops / min(CPU.clock.alternate([pair.ours, *pair.theirs], rounds))
 
 
 def in_place_bandwidth(rounds: int) -> float:
     """GB/s at which the faster library multiplies the numbers of an array in place, read and written."""
-    x = normal(np.random.default_rng(0), 4 * 10**7)  # as much as Adam's four arrays in the suite
-    tx = torch.from_numpy(x)
-    return 8e-9 * x.size / min(alternate([lambda: ops.scale_(x, -1.0), lambda: tx.mul_(-1.0)], rounds))
+    x = Data().normal(4 * 10**7)  # as much as Adam's four arrays in the suite
+    (tx,) = tensors(x)
+    calls = [lambda: ops.scale_(x, -1.0), lambda: tx.mul_(-1.0)]
+    return 8e-9 * x.size / min(CPU.clock.alternate(calls, rounds))
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+def find_peaks(device: Device, *, given: float | None, tf32: bool, rounds: int) -> Peaks:
+    """Measured on the CPU; on a GPU those of its clocks and units. ``given``: --peak in FLOP/s."""
+    if device.ours == "cpu":
+        bandwidth = in_place_bandwidth(rounds)
+        source = "the better of the two libraries' 2048^3 products"
+        return Peaks(given or best_matmul(rounds), bandwidth, "--peak" if given else source)
+    info = cuda.device_info()
+    flops = (tf32 and info["tf32_flops"]) or info["float32_flops"]
+    source = "--peak" if given else f"the highest clock, in {'tf32' if tf32 else 'float32'}"
+    return Peaks(given or flops, 1e-9 * info["bandwidth"], source)
 
 
 def duration(seconds: float) -> str:
@@ -213,9 +207,10 @@ def cells(row: Row, result: Result) -> list[str]:
 
 
 def run_suite(
-    suite: str, rows: Sequence[Row | MemoryRow], *, rounds: int, peaks: Peaks, markdown: bool
+    suite: str, rows: Sequence[Row | MemoryRow], setting: Setting, *, rounds: int
 ) -> tuple[list[Result], list[str]]:
     """Compare and print each row; return the results, and what the disagreeing rows say."""
+    markdown = setting.markdown
     print(f"\n### {suite}\n" if markdown else f"\n{suite}")
     print(line(HEAD, markdown=markdown))
     if markdown:
@@ -223,7 +218,7 @@ def run_suite(
     results, disagreements = [], []
     for row in rows:
         try:
-            result = compare(suite, row, rounds=rounds, peaks=peaks)
+            result = compare(suite, row, setting, rounds=rounds)
         except DisagreementError as error:
             text = f"the results disagree: {error}"
             disagreements.append(f"{suite}: {row.title} {row.shape}: {text}")
@@ -232,7 +227,7 @@ def run_suite(
             results.append(result)
             print(line(cells(row, result), markdown=markdown), flush=True)
         gc.collect()
-        lec7.empty_cache()
+        setting.device.empty_cache()
     for direction, mean in means(results).items():
         of = f" of {direction}" if direction else ""
         print(f"\ngeometric mean of the ratios{of}: {mean:.2f}")
@@ -247,10 +242,22 @@ def means(results: Sequence[Result]) -> dict[str, float]:
     return {direction: statistics.geometric_mean(of) for direction, of in ratios.items() if len(of) > 1}
 
 
-def missed_targets(results: Sequence[Result]) -> list[str]:
+def rows_on(device: Device, suite: str) -> list[Row | MemoryRow]:
+    """A suite's rows of the types that the device has, with their targets there."""
+
+    def on_gpu(row: Row | MemoryRow) -> Row | MemoryRow:
+        most = CUDA_MOST.get(f"{suite}: {row.title}")
+        return replace(row, most=most) if isinstance(row, MemoryRow) else replace(row, most=most, least=None)
+
+    there = [row for row in SUITES[suite] if isinstance(row, MemoryRow) or row.dtype in device.dtypes]
+    return there if device.ours == "cpu" else [on_gpu(row) for row in there]
+
+
+def missed_targets(results: Sequence[Result], setting: Setting) -> list[str]:
     """What each row misses, and each suite of which all rows are there."""
     found = [f"{r.title}: {miss}" for r in results for miss in r.misses()]
-    for suite, targets in MEANS.items():
+    of_gpu = CUDA_TF32_MEANS if setting.tf32 else {}
+    for suite, targets in (MEANS if setting.device.ours == "cpu" else of_gpu).items():
         of_suite = [r for r in results if r.suite == suite]
         if len(of_suite) == len(SUITES[suite]):
             found += [
@@ -261,16 +268,16 @@ def missed_targets(results: Sequence[Result]) -> list[str]:
     return found
 
 
-def describe(threads: int, peaks: Peaks, peak_source: str) -> dict[str, Any]:
-    info = lec7.build_info()
+def describe(setting: Setting, threads: int) -> dict[str, Any]:
+    info, peaks = lec7.build_info(), setting.peaks
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu_name(),
-        "isa": info["isa"],
+        "device": setting.device.description,
+        "tf32": setting.tf32,
         "threads": threads,
         "load_average": os.getloadavg()[0],
         "peak_gflops": peaks.flops / 1e9,
-        "peak_source": peak_source,
+        "peak_source": peaks.source,
         "in_place_bandwidth": peaks.bandwidth,
         "versions": {
             "lec7": info["version"],
@@ -295,38 +302,46 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--suite", choices=[*SUITES, "all"], default="all")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="of both libraries (%(default)s)")
+    add("--tf32", action="store_true", help="on a GPU: products round their operands to tf32, in both")
     add("--filter", default="", metavar="TEXT", help="only the rows with TEXT in 'suite: op shape'")
     add("--threads", type=positive, default=lec7.get_num_threads(), help="of both libraries (%(default)s)")
     add("--rounds", type=positive, help=f"turns that each library takes ({ROUNDS}; fewer in some suites)")
-    add("--peak", type=float, metavar="GFLOPS", help="the FMA peak that the C++ benchmarks print")
+    add("--peak", type=float, metavar="GFLOPS", help="in place of the measured FMA peak, or of the GPU's")
     add("--markdown", action="store_true", help="print the tables in the form of bench/README.md")
     add("--json", type=Path, metavar="FILE", help="write the results there")
     add("--check", action="store_true", help="fail where a row misses its target")
     args = parser.parse_args()
     if args.peak is not None and not args.peak > 0:
         parser.error("--peak is positive")
+    if args.tf32 and args.device == "cpu":
+        parser.error("--tf32 is for --device cuda")
+    try:
+        device = find_device(args.device)
+    except RuntimeError as error:
+        sys.exit(f"compare_torch.py --device {error}")
     wanted = {
-        suite: [row for row in rows if args.filter in f"{suite}: {row.title} {row.shape}"]
-        for suite, rows in SUITES.items()
+        suite: [row for row in rows_on(device, suite) if args.filter in f"{suite}: {row.title} {row.shape}"]
+        for suite in SUITES
         if args.suite in (suite, "all")
     }
     if not any(wanted.values()):
         parser.error(f"no row has {args.filter!r} in it")
     lec7.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
+    device.set_tf32(args.tf32)
 
-    rounds = args.rounds or ROUNDS
-    flops = args.peak * 1e9 if args.peak else best_matmul(rounds)
-    peaks = Peaks(flops, in_place_bandwidth(rounds))
-    source = "--peak" if args.peak else "the better of the two libraries' 2048^3 products"
-    machine = describe(args.threads, peaks, source)
+    given = args.peak and args.peak * 1e9
+    peaks = find_peaks(device, given=given, tf32=args.tf32, rounds=args.rounds or ROUNDS)
+    setting = Setting(device, args.tf32, peaks, args.markdown)
+    machine = describe(setting, args.threads)
     if args.markdown:
         print("## Measured\n")
     print(
-        f"{machine['date']}: {machine['cpu']}, {machine['isa']}, threads: {args.threads}, "
+        f"{machine['date']}: {machine['device']}, threads: {args.threads}, "
         f"load average {machine['load_average']:.1f}\n"
         f"{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}\n"
-        f"peak: {flops / 1e9:.0f} GFLOP/s, from {source}; {peaks.bandwidth:.1f} GB/s in place",
+        f"peak: {peaks.flops / 1e9:.0f} GFLOP/s, from {peaks.source}; {peaks.bandwidth:.1f} GB/s in place",
         flush=True,
     )
     results: list[Result] = []
@@ -334,11 +349,11 @@ def main() -> int:
     for suite, rows in wanted.items():
         if rows:
             turns = args.rounds or SUITE_ROUNDS.get(suite, ROUNDS)
-            done, disagreements = run_suite(suite, rows, rounds=turns, peaks=peaks, markdown=args.markdown)
+            done, disagreements = run_suite(suite, rows, setting, rounds=turns)
             results += done
             failures += disagreements
     if args.check:
-        failures += missed_targets(results)
+        failures += missed_targets(results, setting)
     if args.json:
         report = {"machine": machine, "rows": [asdict(r) for r in results]}
         args.json.write_text(json.dumps(report, indent=1) + "\n")
