@@ -34,10 +34,10 @@ except ModuleNotFoundError:
     sys.exit("compare_torch.py compares with PyTorch, which is not installed: pip install '.[bench]'")
 
 import numpy as np
-from cases import CUDA_MOST, CUDA_TF32_MEANS, MEANS, SUITES, matmul
+from cases import CUDA_HALF_MOST, CUDA_MOST, CUDA_TF32_MEANS, HALF_SUITES, MEANS, SUITES, matmul
 from device import CPU, Device, find_device
 from memory import MemoryRow
-from pair import TF32_SLACK, Data, DisagreementError, Row, tensors, verify
+from pair import Data, DisagreementError, Row, tensors, verify
 from timing import SLOW
 
 import lec7
@@ -89,10 +89,12 @@ class Peaks:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and how rows are run. ``tf32``: products may round their operands to it."""
+    """Where and how rows are run. ``precision``: float32; tf32, to which products round their operands; or
+    float16 or bfloat16, in which arrays are stored.
+    """
 
     device: Device
-    tf32: bool
+    precision: str
     peaks: Peaks
     markdown: bool
 
@@ -113,7 +115,7 @@ def compare(suite: str, row: Row | MemoryRow, setting: Setting, *, rounds: int) 
             most=row.most,
         )
     pair = row.make(setting.device)
-    verify(pair, slack=TF32_SLACK if setting.tf32 else 1)
+    verify(pair, setting.precision)
     theirs = pair.theirs
     if len(theirs) > 1:
         quick = [clock.seconds(call) for call in theirs]
@@ -156,15 +158,17 @@ def in_place_bandwidth(rounds: int) -> float:
     return 8e-9 * x.size / min(CPU.clock.alternate(calls, rounds))
 
 
-def find_peaks(device: Device, *, given: float | None, tf32: bool, rounds: int) -> Peaks:
+def find_peaks(device: Device, precision: str, *, given: float | None, rounds: int) -> Peaks:
     """Measured on the CPU; on a GPU those of its clocks and units. ``given``: --peak in FLOP/s."""
     if device.ours == "cpu":
         bandwidth = in_place_bandwidth(rounds)
         source = "the better of the two libraries' 2048^3 products"
         return Peaks(given or best_matmul(rounds), bandwidth, "--peak" if given else source)
     info = cuda.device_info()
-    flops = (tf32 and info["tf32_flops"]) or info["float32_flops"]
-    source = "--peak" if given else f"the highest clock, in {'tf32' if tf32 else 'float32'}"
+    flops = info[f"{precision if precision in ('float32', 'tf32') else 'half'}_flops"]
+    if not flops:  # no tensor cores for it: products are of float32
+        flops = info["float32_flops"]
+    source = "--peak" if given else f"the highest clock, in {precision}"
     return Peaks(given or flops, 1e-9 * info["bandwidth"], source)
 
 
@@ -242,21 +246,28 @@ def means(results: Sequence[Result]) -> dict[str, float]:
     return {direction: statistics.geometric_mean(of) for direction, of in ratios.items() if len(of) > 1}
 
 
-def rows_on(device: Device, suite: str) -> list[Row | MemoryRow]:
-    """A suite's rows of the types that the device has, with their targets there."""
-
-    def on_gpu(row: Row | MemoryRow) -> Row | MemoryRow:
-        most = CUDA_MOST.get(f"{suite}: {row.title}")
-        return replace(row, most=most) if isinstance(row, MemoryRow) else replace(row, most=most, least=None)
-
-    there = [row for row in SUITES[suite] if isinstance(row, MemoryRow) or row.dtype in device.dtypes]
-    return there if device.ours == "cpu" else [on_gpu(row) for row in there]
+def rows_on(device: Device, suite: str, precision: str = "float32") -> list[Row | MemoryRow]:
+    """A suite's rows, of those types that the device has, with their targets there."""
+    if device.ours == "cpu":
+        return [*SUITES[suite]]
+    half = precision in ("float16", "bfloat16")
+    targets = CUDA_MOST | CUDA_HALF_MOST if half else CUDA_MOST
+    made: list[Row | MemoryRow] = []
+    for row in SUITES[suite]:
+        most = targets.get(f"{suite}: {row.title}")
+        if isinstance(row, MemoryRow):
+            if precision == "float32":
+                made.append(replace(row, most=most))
+        elif row.dtype in device.dtypes and (not half or suite in HALF_SUITES):
+            dtype = getattr(torch, precision) if half else row.dtype
+            made.append(replace(row, dtype=dtype, most=most, least=None))
+    return made
 
 
 def missed_targets(results: Sequence[Result], setting: Setting) -> list[str]:
     """What each row misses, and each suite of which all rows are there."""
     found = [f"{r.title}: {miss}" for r in results for miss in r.misses()]
-    of_gpu = CUDA_TF32_MEANS if setting.tf32 else {}
+    of_gpu = CUDA_TF32_MEANS if setting.precision == "tf32" else {}
     for suite, targets in (MEANS if setting.device.ours == "cpu" else of_gpu).items():
         of_suite = [r for r in results if r.suite == suite]
         if len(of_suite) == len(SUITES[suite]):
@@ -273,7 +284,7 @@ def describe(setting: Setting, threads: int) -> dict[str, Any]:
     return {
         "date": time.strftime("%Y-%m-%d"),
         "device": setting.device.description,
-        "tf32": setting.tf32,
+        "precision": setting.precision,
         "threads": threads,
         "load_average": os.getloadavg()[0],
         "peak_gflops": peaks.flops / 1e9,
@@ -304,6 +315,11 @@ def main() -> int:
     add("--suite", choices=[*SUITES, "all"], default="all")
     add("--device", choices=["cpu", "cuda"], default="cpu", help="of both libraries (%(default)s)")
     add("--tf32", action="store_true", help="on a GPU: products round their operands to tf32, in both")
+    add(
+        "--dtype",
+        choices=["float16", "bfloat16"],
+        help=f"on a GPU: store arrays so ({', '.join(HALF_SUITES)})",
+    )
     add("--filter", default="", metavar="TEXT", help="only the rows with TEXT in 'suite: op shape'")
     add("--threads", type=positive, default=lec7.get_num_threads(), help="of both libraries (%(default)s)")
     add("--rounds", type=positive, help=f"turns that each library takes ({ROUNDS}; fewer in some suites)")
@@ -314,26 +330,33 @@ def main() -> int:
     args = parser.parse_args()
     if args.peak is not None and not args.peak > 0:
         parser.error("--peak is positive")
-    if args.tf32 and args.device == "cpu":
-        parser.error("--tf32 is for --device cuda")
+    if args.device == "cpu" and (args.tf32 or args.dtype):
+        parser.error("--tf32 and --dtype are for --device cuda")
+    if args.tf32 and args.dtype:
+        parser.error("--tf32 is of float32; --dtype stores arrays in another type")
+    precision = args.dtype or ("tf32" if args.tf32 else "float32")
     try:
         device = find_device(args.device)
     except RuntimeError as error:
         sys.exit(f"compare_torch.py --device {error}")
     wanted = {
-        suite: [row for row in rows_on(device, suite) if args.filter in f"{suite}: {row.title} {row.shape}"]
+        suite: [
+            row
+            for row in rows_on(device, suite, precision)
+            if args.filter in f"{suite}: {row.title} {row.shape}"
+        ]
         for suite in SUITES
         if args.suite in (suite, "all")
     }
     if not any(wanted.values()):
-        parser.error(f"no row has {args.filter!r} in it")
+        parser.error(f"no row of suite {args.suite} in {precision} has {args.filter!r} in it")
     lec7.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
     device.set_tf32(args.tf32)
 
     given = args.peak and args.peak * 1e9
-    peaks = find_peaks(device, given=given, tf32=args.tf32, rounds=args.rounds or ROUNDS)
-    setting = Setting(device, args.tf32, peaks, args.markdown)
+    peaks = find_peaks(device, precision, given=given, rounds=args.rounds or ROUNDS)
+    setting = Setting(device, precision, peaks, args.markdown)
     machine = describe(setting, args.threads)
     if args.markdown:
         print("## Measured\n")

@@ -15,6 +15,7 @@ import lec7
 from lec7 import cuda
 
 Name = Literal["cpu", "cuda"]
+HALF = torch.float16, torch.bfloat16
 
 # A block of calls on a GPU begins with an idle queue and ends with a synchronization: 10 µs of 10 ms.
 CUDA_BLOCK, CUDA_CHUNK = 0.1, 0.01
@@ -32,7 +33,7 @@ class Device:
     @property
     def dtypes(self) -> tuple[torch.dtype, ...]:
         """That lec7 has there."""
-        return (torch.float32, torch.float64) if self.ours == "cpu" else (torch.float32,)
+        return (torch.float32, torch.float64) if self.ours == "cpu" else (torch.float32, *HALF)
 
     @property
     def description(self) -> str:

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from device import CPU, Device
+from device import CPU, HALF, Device
 from numpy.typing import NDArray
 
-from lec7.arrays import host
+from lec7.arrays import on_device
 
 Array = NDArray[Any]
 Closure = Callable[[], Sequence[Any]]
@@ -21,18 +21,21 @@ Module = TypeVar("Module", bound=torch.nn.Module)
 
 # Relative to the norm of a result: one element of 10^9 that is wrong by its own size shows.
 TOLERANCE = 2e-5
-# Where products round their operands to tf32, results of both libraries are off by some 3e-4 of their norm.
-TF32_SLACK = 100  # times the tolerance
-WIDEST = 0.2  # tolerance; a wrong result is off by its own size
+#: times the tolerance, where operands or results are rounded: to 11 bits (off by some 3e-4 of the norm), to 8
+SLACK = {"float32": 1, "tf32": 100, "float16": 100, "bfloat16": 800}
+WIDEST = 0.2  # a wrong result is off by its own size
 
 
 def as_arrays(results: Sequence[Any]) -> list[Array]:
     """Results of either library as NumPy's, without a copy where they are on the host."""
 
     def array(result: Any) -> Array:
-        if isinstance(result, torch.Tensor):
-            return result.detach().cpu().numpy()
-        return np.asarray(host(result))
+        if not isinstance(result, torch.Tensor):
+            if not on_device(result):
+                return np.asarray(result)
+            result = torch.from_dlpack(result)
+        result = result.detach().cpu()
+        return (result.float() if result.dtype in HALF else result).numpy()  # NumPy has no bfloat16
 
     return [array(r) for r in results]
 
@@ -108,14 +111,15 @@ class DisagreementError(Exception):
     """The two libraries computed different things."""
 
 
-def verify(pair: Pair, *, slack: float = 1) -> None:
-    """Call both sides and compare all results, to ``slack`` times the tolerance where products are in them.
+def verify(pair: Pair, precision: str = "float32") -> None:
+    """Call both sides and compare all results; of products to the tolerance that the precision needs.
 
     Raises:  DisagreementError: names the result, the error and the limit.
     """
     ours, *theirs = pair.compare or (pair.ours, *pair.theirs)
     names = pair.names.split()
-    tolerance = min(slack * pair.tolerance, WIDEST) if slack > 1 and pair.flops else pair.tolerance
+    slack = SLACK[precision] if pair.flops else 1
+    tolerance = pair.tolerance if slack == 1 else min(slack * pair.tolerance, WIDEST)
     for call in range(pair.calls):
         expected = as_arrays(ours())
         for variant in theirs:

@@ -18,11 +18,11 @@ torch = pytest.importorskip("torch", reason="the benchmarks compare with PyTorch
 BENCH = Path(__file__).parent.parent / "bench"
 sys.path.insert(0, str(BENCH))
 
-from cases import CUDA_MOST, CUDA_TF32_MEANS, SUITES  # noqa: E402
+from cases import CUDA_HALF_MOST, CUDA_MOST, CUDA_TF32_MEANS, HALF_SUITES, SUITES  # noqa: E402
 from device import CPU, find_device  # noqa: E402
 from memory import Job, MemoryRow, network_builds, peak  # noqa: E402
 from networks import LENET5  # noqa: E402
-from pair import TF32_SLACK, DisagreementError, verify  # noqa: E402
+from pair import DisagreementError, verify  # noqa: E402
 
 LARGEST = {
     **{"T": 6, "N": 2, "H": 13, "D": 12, "C": 16, "F": 16, "groups": 16, "d": 32, "heads": 2, "V": 11},
@@ -40,7 +40,7 @@ def small(row, largest):
     return dataclasses.replace(row, sizes=sizes)
 
 
-def small_rows(suite, dtypes=(torch.float32, torch.float64)):
+def small_rows(suite, dtypes=(torch.float32,)):
     """Each distinct row that is left of a suite; of networks, LeNet-5."""
     found = {}
     for row in SUITES[suite]:
@@ -80,11 +80,24 @@ def test_rows_agree_in_tf32(device, suite):
         rows = small_rows(suite, device.dtypes)
         pairs = [row.make(device) for row in rows if row.direction != "forward + backward"]
         for pair in pairs:
-            verify(pair, slack=TF32_SLACK)
+            verify(pair, "tf32")
         with pytest.raises(DisagreementError, match="more than 2e-05"):
             verify(pairs[0])
     finally:
         device.set_tf32(False)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize("suite", HALF_SUITES)
+def test_rows_agree_in_half_types(device, suite, precision):
+    if device.ours == "cpu":
+        pytest.skip("half types are a GPU's")
+    for row in small_rows(suite):
+        pair = dataclasses.replace(row, dtype=getattr(torch, precision)).make(device)
+        try:
+            verify(pair, precision)
+        except DisagreementError as error:
+            pytest.fail(f"{row.title} {row.shape}: {error}")
 
 
 def test_a_wrong_result_is_found(device):
@@ -108,8 +121,8 @@ def test_memory_of_a_gpu_is_counted(device):
 
 def test_targets_on_a_gpu_name_rows():
     titles = {f"{suite}: {row.title}" for suite, rows in SUITES.items() for row in rows}
-    assert titles >= CUDA_MOST.keys()
-    assert SUITES.keys() >= CUDA_TF32_MEANS.keys()
+    assert titles >= CUDA_MOST.keys() | CUDA_HALF_MOST.keys()
+    assert SUITES.keys() >= CUDA_TF32_MEANS.keys() | {*HALF_SUITES}
 
 
 def run(*arguments, **environment):
