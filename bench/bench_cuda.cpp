@@ -1,5 +1,5 @@
-// Times between CUDA events, around as many calls as take 5 ms: the GPU's own time, without what the host needs to
-// start the first. Calls repeat on the same arrays, so those that fit in L2 are there already.
+// Times between CUDA events, around as many calls as take 5 ms: the GPU's own time, or the host's where it launches
+// slower than the GPU computes. Calls repeat on the same arrays, so those that fit in L2 are there already.
 #include <algorithm>
 #include <cstdlib>
 #include <stdexcept>

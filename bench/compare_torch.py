@@ -296,6 +296,7 @@ def describe(setting: Setting, threads: int) -> dict[str, Any]:
             "PyTorch": torch.__version__,
             "NumPy": np.__version__,
             "Python": platform.python_version(),
+            **setting.device.versions,
         },
     }
 

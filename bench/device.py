@@ -41,7 +41,18 @@ class Device:
             return f"{cpu_name()}, {lec7.build_info()['isa']}"
         info = cuda.device_info()
         major, minor = info["compute_capability"]
-        return f"{info['name']}, {major}.{minor}, {info['multiprocessors']} multiprocessors"
+        return f"{info['name']} ({major}.{minor}, {info['multiprocessors']} multiprocessors)"
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of what both libraries are built on there."""
+        found = {}
+        if self.ours == "cuda":
+            found["CUDA of lec7"] = (cuda.build_info() or {})["toolkit"]
+        if self.theirs == "cuda":
+            found["CUDA of PyTorch"] = str(torch.version.cuda)
+            found["cuDNN"] = str(torch.backends.cudnn.version())
+        return found
 
     def array(self, tensor: torch.Tensor) -> Any:
         """lec7's array of the same memory as PyTorch's, which is there already."""
