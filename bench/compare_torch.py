@@ -361,11 +361,13 @@ def main() -> int:
     machine = describe(setting, args.threads)
     if args.markdown:
         print("## Measured\n")
+    on_gpu = device.ours == "cuda"
     print(
-        f"{machine['date']}: {machine['device']}, threads: {args.threads}, "
+        f"{machine['date']}: {machine['device']}{f', {precision}' if on_gpu else ''}, threads: {args.threads}, "
         f"load average {machine['load_average']:.1f}\n"
         f"{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}\n"
-        f"peak: {peaks.flops / 1e9:.0f} GFLOP/s, from {peaks.source}; {peaks.bandwidth:.1f} GB/s in place",
+        f"peak: {peaks.flops / 1e9:.0f} GFLOP/s, from {peaks.source}; {peaks.bandwidth:.1f} GB/s"
+        f"{'' if on_gpu else ' in place'}",
         flush=True,
     )
     results: list[Result] = []

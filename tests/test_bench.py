@@ -72,7 +72,7 @@ def test_rows_agree(device, suite):
 
 @pytest.mark.parametrize("suite", ["gemm", "conv"])
 def test_rows_agree_in_tf32(device, suite):
-    """lec7 alone rounds where the host stands in for a GPU: the wider tolerance is needed, and is enough."""
+    """The wider tolerance is enough; and needed where the host stands in for a GPU: there lec7 alone rounds."""
     if device.ours == "cpu":
         pytest.skip("tf32 is a GPU's")
     device.set_tf32(True)
@@ -81,8 +81,9 @@ def test_rows_agree_in_tf32(device, suite):
         pairs = [row.make(device) for row in rows if row.direction != "forward + backward"]
         for pair in pairs:
             verify(pair, "tf32")
-        with pytest.raises(DisagreementError, match="more than 2e-05"):
-            verify(pairs[0])
+        if device.theirs == "cpu":
+            with pytest.raises(DisagreementError, match="more than 2e-05"):
+                verify(pairs[0])
     finally:
         device.set_tf32(False)
 
@@ -114,9 +115,9 @@ def test_memory_of_a_gpu_is_counted(device):
         pytest.skip("the kernel counts a process's memory")
     job = Job(network_builds(LENET5, 2), network_builds(LENET5, 1))
     numbers = sum(p.numel() for p in LENET5.build_torch().parameters())
-    for library, where in ("lec7", device.ours), ("contiguous", device.theirs):
-        if where == "cuda":
-            assert 16 * numbers < peak(job, library, where) < 64 * numbers
+    assert 16 * numbers < peak(job, "lec7", "cuda") < 64 * numbers
+    if device.theirs == "cuda":  # its convolutions take scratch
+        assert 16 * numbers < peak(job, "contiguous", "cuda")
 
 
 def test_targets_on_a_gpu_name_rows():
