@@ -362,8 +362,9 @@ def main() -> int:
     if args.markdown:
         print("## Measured\n")
     on_gpu = device.ours == "cuda"
+    where = f"{machine['device']}, {precision}" if on_gpu else machine["device"]
     print(
-        f"{machine['date']}: {machine['device']}{f', {precision}' if on_gpu else ''}, threads: {args.threads}, "
+        f"{machine['date']}: {where}, threads: {args.threads}, "
         f"load average {machine['load_average']:.1f}\n"
         f"{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}\n"
         f"peak: {peaks.flops / 1e9:.0f} GFLOP/s, from {peaks.source}; {peaks.bandwidth:.1f} GB/s"

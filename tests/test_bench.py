@@ -72,7 +72,7 @@ def test_rows_agree(device, suite):
 
 @pytest.mark.parametrize("suite", ["gemm", "conv"])
 def test_rows_agree_in_tf32(device, suite):
-    """The wider tolerance is enough; and needed where the host stands in for a GPU: there lec7 alone rounds."""
+    """The wider tolerance is enough; it is needed where the host is the GPU: there lec7 alone rounds."""
     if device.ours == "cpu":
         pytest.skip("tf32 is a GPU's")
     device.set_tf32(True)
