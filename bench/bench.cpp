@@ -14,12 +14,12 @@ std::vector<void (*)()>& rows_of_files() {
 
 }  // namespace
 
-Array::Array(const Shape& shape, float scale) : Buffer(shape.size()) {
+std::vector<float> uniform(Index count, float scale) {
   std::minstd_rand generator(1);
-  std::uniform_real_distribution<float> uniform(-scale, scale);
-  std::vector<float> values(static_cast<std::size_t>(shape.size()));
-  for (float& value : values) value = uniform(generator);
-  copy_in(data(), values.data(), values.size() * sizeof(float));
+  std::uniform_real_distribution<float> distribution(-scale, scale);
+  std::vector<float> values(static_cast<std::size_t>(count));
+  for (float& value : values) value = distribution(generator);
+  return values;
 }
 
 Integers::Integers(Index count, Index below) : Buffer(count) {
@@ -27,7 +27,7 @@ Integers::Integers(Index count, Index below) : Buffer(count) {
   std::uniform_int_distribution<std::int32_t> uniform(0, static_cast<std::int32_t>(below - 1));
   std::vector<std::int32_t> values(static_cast<std::size_t>(count));
   for (std::int32_t& value : values) value = uniform(generator);
-  copy_in(data(), values.data(), values.size() * sizeof(std::int32_t));
+  copy_in(data(), values);
 }
 
 void add(const std::string& op, const Numbers& numbers, const std::function<void(benchmark::State&)>& run) {

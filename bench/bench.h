@@ -29,11 +29,20 @@ template <class T>
 using Buffer = memory::Buffer<T>;
 #endif
 
+std::vector<float> uniform(Index count, float scale);
+// Values as the kernels read them: on a GPU, they may be stored as float16 or bfloat16.
+template <class T, class Value>
+void copy_in(T* to, const std::vector<Value>& values);
+
 // Uniform numbers in [-scale, scale), the same ones in every run.
-class Array : public Buffer<float> {
+template <class T>
+class ArrayOf : public Buffer<T> {
  public:
-  explicit Array(const Shape& shape, float scale = 1);
+  explicit ArrayOf(const Shape& shape, float scale = 1) : Buffer<T>(shape.size()) {
+    copy_in(this->data(), uniform(shape.size(), scale));
+  }
 };
+using Array = ArrayOf<float>;
 
 // Labels or tokens in [0, below), the same ones in every run.
 class Integers : public Buffer<std::int32_t> {
@@ -46,6 +55,7 @@ class Integers : public Buffer<std::int32_t> {
 struct Work {
   double flops;
   double bytes;
+  bool half = false;  // of float16 or bfloat16
 };
 
 // Times body() and reports GFLOP/s, GB/s, and what part of the machine's peak (CPU) or of the floor (GPU) that is.
@@ -63,7 +73,6 @@ struct Rows {
 
 // ---- what differs between the CPU and a GPU ----
 
-void copy_in(void* to, const void* from, std::size_t bytes);
 // How a benchmark's time is taken.
 void configure(benchmark::internal::Benchmark& benchmark);
 // Measures or looks up the machine's peaks, and says what it is in the header.

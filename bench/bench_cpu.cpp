@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdlib>
-#include <cstring>
 #include <numeric>
 #include <vector>
 
@@ -48,7 +47,12 @@ void measure(benchmark::State& state, const Work& work, const std::function<void
   state.counters["GB/s"] = work.bytes / seconds / 1e9;
 }
 
-void copy_in(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+template <class T, class Value>
+void copy_in(T* to, const std::vector<Value>& values) {
+  std::copy(values.begin(), values.end(), to);
+}
+template void copy_in(float*, const std::vector<float>&);
+template void copy_in(std::int32_t*, const std::vector<std::int32_t>&);
 
 void configure(benchmark::internal::Benchmark& benchmark) { benchmark.UseRealTime(); }
 

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "arrays.h"
 #include "bench.h"
 
 namespace lec7::bench {
@@ -12,7 +13,7 @@ namespace {
 constexpr double kBlock = 5e-3;  // seconds
 constexpr Index kMost = 1000;    // calls
 
-double flops_peak = 0, bandwidth_peak = 0;  // FLOP/s, bytes/s
+double flops_peak = 0, half_peak = 0, bandwidth_peak = 0;  // FLOP/s, bytes/s
 
 class Event {
  public:
@@ -58,13 +59,25 @@ void measure(benchmark::State& state, const Work& work, const std::function<void
   if (work.flops > 0) state.counters["GFLOP/s"] = work.flops / each / 1e9;
   state.counters["GB/s"] = work.bytes / each / 1e9;
   // A floor is the least time that the peaks allow.
-  state.counters["%floor"] = 100 * std::max(work.flops / flops_peak, work.bytes / bandwidth_peak) / each;
+  const double arithmetic = work.flops / (work.half ? half_peak : flops_peak);
+  state.counters["%floor"] = 100 * std::max(arithmetic, work.bytes / bandwidth_peak) / each;
 }
 
-void copy_in(void* to, const void* from, std::size_t bytes) {
-  cuda::copy_to_device(to, from, bytes);
-  cuda::synchronize();
+template <class T, class Value>
+void copy_in(T* to, const std::vector<Value>& values) {
+  if constexpr (is_half<T>) {
+    const auto count = static_cast<Index>(values.size());
+    Buffer<Value> wide(count);
+    copy_in(wide.data(), values);
+    cuda::convert(count, wide.data(), to);
+  } else {
+    cuda::copy_to_device(to, values.data(), values.size() * sizeof(Value));
+  }
 }
+template void copy_in(float*, const std::vector<float>&);
+template void copy_in(std::int32_t*, const std::vector<std::int32_t>&);
+template void copy_in(float16*, const std::vector<float>&);
+template void copy_in(bfloat16*, const std::vector<float>&);
 
 void configure(benchmark::internal::Benchmark& benchmark) { benchmark.UseManualTime(); }
 
@@ -75,12 +88,14 @@ void prepare() {
   cuda::set_allow_tf32(tf32);
   const cuda::Peaks peaks = cuda::peaks();
   flops_peak = tf32 && peaks.tf32 > 0 ? peaks.tf32 : peaks.float32;
+  half_peak = peaks.half;
   bandwidth_peak = peaks.bandwidth;
   cudaDeviceProp device;
   cuda::check(cudaGetDeviceProperties(&device, cuda::current_device()), "cudaGetDeviceProperties");
   benchmark::AddCustomContext("gpu", device.name);
   benchmark::AddCustomContext("tf32", tf32 ? "yes" : "no");
   benchmark::AddCustomContext("peak_gflops", std::to_string(flops_peak / 1e9));
+  benchmark::AddCustomContext("half_peak_gflops", std::to_string(half_peak / 1e9));
   benchmark::AddCustomContext("peak_gb_per_second", std::to_string(bandwidth_peak / 1e9));
 }
 
