@@ -22,6 +22,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
+
+#include "half.h"
 
 namespace lec7::cuda {
 
@@ -64,40 +67,26 @@ __device__ inline unsigned pack_f16(float low, float high) {
   unsigned pair;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
-#elif defined(__CUDA_ARCH__)
-  unsigned pair;
-  asm("{\n.reg .b16 low, high;\ncvt.rn.f16.f32 low, %1;\ncvt.rn.f16.f32 high, %2;\nmov.b32 %0, {low, high};\n}"
-      : "=r"(pair)
-      : "f"(low), "f"(high));
-  return pair;
 #else
-  const auto nearest = [](float x) {
-    const auto bits = static_cast<unsigned>(__float_as_int(x));
-    const unsigned sign = bits >> 16 & 0x8000u, magnitude = bits & 0x7fffffffu;
-    if (magnitude > 0x7f800000u) return 0x7fffu;          // NaN
-    if (magnitude >= 0x47800000u) return sign | 0x7c00u;  // 65536 and more
-    if (magnitude < 0x38800000u) {                        // multiples of 2^-24, as the last bit of 0.5 is
-      return sign | (static_cast<unsigned>(__float_as_int(fabsf(x) + 0.5f)) - 0x3f000000u);
-    }
-    return sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13;
-  };
-  return nearest(high) << 16 | nearest(low);
+  return static_cast<unsigned>(from_float<float16>(high).bits) << 16 | from_float<float16>(low).bits;
 #endif
 }
-__device__ inline float f16_low(unsigned pair) {
-#if defined(__CUDA_ARCH__)
-  float x;
-  asm("{\n.reg .b16 low, high;\nmov.b32 {low, high}, %1;\ncvt.f32.f16 %0, low;\n}" : "=f"(x) : "r"(pair));
-  return x;
-#else
-  const unsigned sign = (pair & 0x8000u) << 16, magnitude = pair & 0x7fffu;
-  unsigned bits = (magnitude << 13) + 0x38000000u;
-  if (magnitude >= 0x7c00u) bits += 0x38000000u;  // infinite or NaN
-  if (magnitude < 0x400u) bits = static_cast<unsigned>(__float_as_int(static_cast<float>(magnitude) * 0x1p-24f));
-  return __int_as_float(static_cast<int>(sign | bits));
-#endif
-}
+__device__ inline float f16_low(unsigned pair) { return to_float(float16{static_cast<std::uint16_t>(pair)}); }
 __device__ inline float f16_high(unsigned pair) { return f16_low(pair >> 16); }
+
+// The same for a type that is known when this is compiled: float16 or bfloat16.
+template <class T>
+__device__ unsigned pack(float low, float high) {
+  static_assert(is_half<T>);
+  if constexpr (std::is_same_v<T, float16>) return pack_f16(low, high);
+  else return pack_bf16(low, high);
+}
+template <class T>
+__device__ float2 unpack(unsigned pair) {
+  static_assert(is_half<T>);
+  if constexpr (std::is_same_v<T, float16>) return make_float2(f16_low(pair), f16_high(pair));
+  else return make_float2(bf16_low(pair), bf16_high(pair));
+}
 
 // ---- the warp's instructions ----
 
@@ -241,5 +230,13 @@ inline void load_transposed_matrices(unsigned (&r)[4], const void* row, host::Wh
 }
 
 #endif
+
+// mma_f16 or mma_bf16.
+template <class T>
+__device__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  static_assert(is_half<T>);
+  if constexpr (std::is_same_v<T, float16>) mma_f16(d, a, b);
+  else mma_bf16(d, a, b);
+}
 
 }  // namespace lec7::cuda

@@ -60,32 +60,23 @@ __global__ void tf32_kernel(const float* a, const float* b, float* d) {
   }
 }
 
-struct Bf16 {
-  __device__ static unsigned pack(float low, float high) { return pack_bf16(low, high); }
-  __device__ static void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { mma_bf16(d, a, b); }
-};
-struct F16 {
-  __device__ static unsigned pack(float low, float high) { return pack_f16(low, high); }
-  __device__ static void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) { mma_f16(d, a, b); }
-};
-
-template <class Type>
+template <class T>
 __global__ void kernel_of_16bit(const float* a, const float* b, float* d) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   unsigned x[4], y[2];
   float sum[4];
   const auto at = [&](const float* matrix, int columns, Place2 p) { return matrix[columns * p.row + p.column]; };
   for (int i = 0; i < 4; ++i) {
-    x[i] = Type::pack(at(a + 256 * warp, 16, place_of_16bit_a(lane, 2 * i)),
-                      at(a + 256 * warp, 16, place_of_16bit_a(lane, 2 * i + 1)));
+    x[i] = pack<T>(at(a + 256 * warp, 16, place_of_16bit_a(lane, 2 * i)),
+                   at(a + 256 * warp, 16, place_of_16bit_a(lane, 2 * i + 1)));
     const Place2 c = place_of_c(lane, i);
     sum[i] = d[128 * warp + 8 * c.row + c.column];
   }
   for (int i = 0; i < 2; ++i) {
-    y[i] = Type::pack(at(b + 128 * warp, 8, place_of_16bit_b(lane, 2 * i)),
-                      at(b + 128 * warp, 8, place_of_16bit_b(lane, 2 * i + 1)));
+    y[i] = pack<T>(at(b + 128 * warp, 8, place_of_16bit_b(lane, 2 * i)),
+                   at(b + 128 * warp, 8, place_of_16bit_b(lane, 2 * i + 1)));
   }
-  Type::mma(sum, x, y);
+  mma<T>(sum, x, y);
   for (int i = 0; i < 4; ++i) {
     const Place2 c = place_of_c(lane, i);
     d[128 * warp + 8 * c.row + c.column] = sum[i];
@@ -150,11 +141,11 @@ TEST(tf32_products_are_those_of_the_rounded_matrices) {
 }
 TEST(bf16_products_are_those_of_the_rounded_matrices) {
   if (properties().compute_capability < 80) return;
-  in_several_orders([] { compare(kernel_of_16bit<Bf16>, 16, [](float x) { return nearest(x, 7, true); }); });
+  in_several_orders([] { compare(kernel_of_16bit<bfloat16>, 16, [](float x) { return nearest(x, 7, true); }); });
 }
 TEST(f16_products_are_those_of_the_rounded_matrices) {
   if (properties().compute_capability < 80) return;
-  in_several_orders([] { compare(kernel_of_16bit<F16>, 16, nearest_f16); });
+  in_several_orders([] { compare(kernel_of_16bit<float16>, 16, nearest_f16); });
 }
 
 __global__ void round_kernel(int n, const float* x, float* tf32, unsigned* bf16) {
@@ -196,8 +187,8 @@ TEST(rounding_takes_the_nearest_and_keeps_what_is_not_finite) {
 __global__ void f16_kernel(int n, const float* x, unsigned* pairs, float* low, float* high) {
   for (int i = static_cast<int>(threadIdx.x); i < n; i += static_cast<int>(blockDim.x)) {
     pairs[i] = pack_f16(x[i], -x[i]);
-    low[i] = f16_low(pairs[i]);
-    high[i] = f16_high(pairs[i]);
+    const float2 both = unpack<float16>(pairs[i]);
+    low[i] = both.x, high[i] = both.y;
   }
 }
 
