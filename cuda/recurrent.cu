@@ -27,6 +27,7 @@
 #include "half.h"
 #include "kernel.h"
 #include "lengths.h"
+#include "mma.h"
 
 namespace lec7::cuda {
 namespace {
@@ -239,7 +240,7 @@ __global__ void __launch_bounds__(kThreads)
   LEC7_STRIDED(i, n) dh0[i] = from_float<T>(through[i] + direct[i]);
 }
 
-// ---- persistent ----
+// ---- persistent, in float32 ----
 
 // How blocks share the work: block b has `units` units and `rows` rows, which it takes in chunks of 4 * row_groups. A
 // thread multiplies 4 rows with one quad of columns (4 gates of a unit, or 4 units) over one slice of the depth.
@@ -282,6 +283,7 @@ struct Block {
   template <class Column>
   __device__ void load_weights(bool along_depth, Column&& column) const {
     const int deep = share.padded_depth(), count = deep * share.quads;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
       const int quad = along_depth ? i / deep : i % share.quads, k = along_depth ? i % deep : i / share.quads;
       float4 value = make_float4(0, 0, 0, 0);
@@ -296,6 +298,7 @@ struct Block {
   template <class RowOf>
   __device__ void copy(int count, int k0, RowOf&& row_of, float* tile) const {
     const int across = share.tile / 4;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < share.chunk() * across; i += kThreads) {
       const int r = i / across, column = 4 * (i - r * across), left = r < count ? share.depth - k0 - column : 0;
       const float* const from = left > 0 ? row_of(r) + k0 + column : row_of(0);
@@ -385,6 +388,7 @@ struct Block {
   // body(r, j) for the rows of a chunk and the block's units: always the same thread for the same two.
   template <class Body>
   __device__ void for_units(int count, Body&& body) const {
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count * units; i += kThreads) body(i / units, i % units);
   }
 };
@@ -457,9 +461,224 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
+// ---- persistent, on tensor cores ----
+
+// The transposed product: 16 columns of Wh (backward: rows) are the rows of what a warp multiplies with one
+// instruction, and 8 rows of the batch its columns. A block has `units` units, `columns` numbers for each row of the
+// batch, and takes its rows 8 at a time. A warp multiplies every `groups`th tile of 16 columns over every `slices`th
+// part of the depth, kPart numbers.
+constexpr int kRowsAtOnce = 8, kTileColumns = 16, kPart = 32, kWarps = kThreads / 32;
+constexpr int kTilesAtOnce = 8;  // of sums in a warp's registers, 4 each
+
+struct MmaShare {
+  int depth, parts;
+  int units, unit_blocks, rows, row_blocks;
+  int columns, tiles, slices, groups;
+  bool aligned;  // rows of h begin at 16 bytes
+
+  constexpr int blocks() const { return unit_blocks * row_blocks; }
+  constexpr int stride() const { return kTileColumns * tiles + 4; }  // of sums: lanes write to different banks
+  constexpr int fragments() const { return tiles * parts * 2; }
+  // The weights; the sums of each slice; what stands before them.
+  constexpr std::size_t bytes() const {
+    return static_cast<std::size_t>(fragments()) * 32 * sizeof(uint4) +
+           static_cast<std::size_t>((slices + 1) * kRowsAtOnce * stride()) * sizeof(float);
+  }
+};
+
+template <class T>
+struct MmaBlock {
+  const MmaShare& share;
+  Index unit, row;  // the first ones
+  int units, rows;
+  uint4* weights;  // (tiles, parts, 2, lanes): fragments of mma
+  float* sums;     // (slices, kRowsAtOnce, stride)
+  float* inputs;   // (kRowsAtOnce, stride)
+
+  __device__ MmaBlock(const MmaShare& p, const RecurrentShape& s, uint4* shared)
+      : share(p),
+        unit(static_cast<Index>(blockIdx.x % p.unit_blocks) * p.units),
+        row(static_cast<Index>(blockIdx.x / p.unit_blocks) * p.rows),
+        units(static_cast<int>(s.hidden - unit < p.units ? s.hidden - unit : p.units)),
+        rows(static_cast<int>(s.batch - row < p.rows ? s.batch - row : p.rows)),
+        weights(shared),
+        sums(reinterpret_cast<float*>(shared + p.fragments() * 32)),
+        inputs(sums + p.slices * kRowsAtOnce * p.stride()) {}
+
+  // The depth is in such an order that a lane's numbers of two products, k..k + 7, stand side by side in a row of the
+  // batch: the first product takes k..k + 3, the second the others.
+  // `column(k, c)`: a weight, which must be one of the share's.
+  template <class Column>
+  __device__ void load_weights(Column&& column) const {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const auto pair = [&](int k, int c) {
+      const unsigned low = k < share.depth && c < share.columns ? column(k, c).bits : 0;
+      const unsigned high = k + 1 < share.depth && c < share.columns ? column(k + 1, c).bits : 0;
+      return high << 16 | low;
+    };
+#pragma unroll 1
+    for (int f = warp; f < share.fragments(); f += kWarps) {
+      const int k = f / 2 % share.parts * kPart + lane % 4 * 8 + f % 2 * 4;
+      const int c = f / 2 / share.parts * kTileColumns + lane / 4;
+      weights[f * 32 + lane] = make_uint4(pair(k, c), pair(k, c + 8), pair(k + 2, c), pair(k + 2, c + 8));
+    }
+  }
+
+  // Numbers k..k + 7 of a row, with zeros from `end` on.
+  __device__ uint4 load(const T* row, int k, int end) const {
+    unsigned pairs[4] = {};
+    if (k < end) {
+      if (share.aligned) return *reinterpret_cast<const uint4*>(row + k);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const unsigned bits = k + i < end ? row[k + i].bits : 0;
+        pairs[i / 2] |= bits << i % 2 * 16;
+      }
+    }
+    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+  }
+
+  // Rows of the batch, row_of(r) for r < count, times the weights: read by product() after a barrier.
+  template <class RowOf>
+  __device__ void multiply(int count, RowOf&& row_of) const {
+    const MmaShare& p = share;
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int slice = warp % p.slices, group = warp / p.slices, g = lane / 4, t = lane % 4;
+    const T* const row = g < count ? row_of(g) + 8 * t : nullptr;
+    const int depth_left = row == nullptr ? 0 : p.depth - 8 * t;
+#pragma unroll 1
+    for (int tile = group; tile < p.tiles; tile += kTilesAtOnce * p.groups) {
+      float sum[kTilesAtOnce][4] = {};
+      constexpr int kAhead = 4;
+#pragma unroll 1
+      for (int first = slice; first < p.parts; first += kAhead * p.slices) {
+        uint4 x[kAhead];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) x[i] = load(row, (first + i * p.slices) * kPart, depth_left);
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+          const int part = first + i * p.slices;
+          if (part >= p.parts) break;
+#pragma unroll
+          for (int m = 0; m < kTilesAtOnce; ++m) {
+            const int now = tile + m * p.groups;
+            if (now >= p.tiles) break;
+            const uint4* const w = weights + (now * p.parts + part) * 2 * 32 + lane;
+            multiply_part(sum[m], w[0], x[i].x, x[i].y);
+            multiply_part(sum[m], w[32], x[i].z, x[i].w);
+          }
+        }
+      }
+#pragma unroll
+      for (int m = 0; m < kTilesAtOnce; ++m) {
+        const int now = tile + m * p.groups;
+        if (now >= p.tiles) break;
+        float* const to = sums + (slice * kRowsAtOnce + 2 * t) * p.stride() + now * kTileColumns + g;
+        to[0] = sum[m][0], to[p.stride()] = sum[m][1];
+        to[8] = sum[m][2], to[p.stride() + 8] = sum[m][3];
+      }
+    }
+  }
+  __device__ static void multiply_part(float (&sum)[4], const uint4& w, unsigned first, unsigned second) {
+    const unsigned a[4] = {w.x, w.y, w.z, w.w}, b[2] = {first, second};
+    mma<T>(sum, a, b);
+  }
+
+  __device__ float product(int r, int column) const {
+    float sum = sums[r * share.stride() + column];
+    for (int slice = 1; slice < share.slices; ++slice) {
+      sum += sums[(slice * kRowsAtOnce + r) * share.stride() + column];
+    }
+    return sum;
+  }
+
+  // For each few rows: body(first row, how many).
+  template <class Body>
+  __device__ void for_chunks(Body&& body) const {
+#pragma unroll 1
+    for (int r = 0; r < rows; r += kRowsAtOnce) body(row + r, rows - r < kRowsAtOnce ? rows - r : kRowsAtOnce);
+  }
+  // body(r, j) for these rows and the block's units: always the same thread for the same two.
+  template <class Body>
+  __device__ void for_units(int count, Body&& body) const {
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x); i < count * units; i += kThreads) body(i / units, i % units);
+  }
+};
+
+template <int G, class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrent_mma_forward_kernel(RecurrentShape s, RecurrentForward<T> a, const float* inputs, MmaShare share) {
+  LEC7_DYNAMIC_SHARED(shared, uint4);
+  const MmaBlock<T> block(share, s, shared);
+  const Index H = s.hidden;
+  // Columns gate by gate.
+  block.load_weights([&](int k, int c) {
+    const int gate = c / share.units, j = c % share.units;
+    return j < block.units ? a.weight_h[(k * G + gate) * H + block.unit + j] : T{};
+  });
+  for (Index step = 0; step < s.steps; ++step) {
+    const Index t = time_of(s, a, step);
+    block.for_chunks([&](Index n, int count) {
+      __syncthreads();  // the sums of the rows before were read, or the weights written
+#pragma unroll 1
+      for (int i = static_cast<int>(threadIdx.x); i < count * share.columns; i += kThreads) {
+        const int r = i / share.columns, c = i % share.columns, gate = c / share.units, j = c % share.units;
+        if (j >= block.units) continue;
+        copy_async4(block.inputs + r * share.stride() + c,
+                    inputs + ((t * s.batch + n + r) * G + gate) * H + block.unit + j);
+      }
+      commit_copies();
+      block.multiply(count, [&](int r) { return state_before(s, a, t, n + r); });
+      wait_for_copies<0>();
+      __syncthreads();
+      block.for_units(count, [&](int r, int unit) {
+        const float* const x = block.inputs + r * share.stride() + unit;
+        const int apart = share.units;
+        float4 sums = make_float4(block.product(r, unit), 0, 0, 0);
+        sums.x += x[0];
+        if constexpr (G > 1) sums.y = block.product(r, unit + apart) + x[apart];
+        if constexpr (G > 2) sums.z = block.product(r, unit + 2 * apart);
+        if constexpr (G == 3) sums.w = x[2 * apart];
+        if constexpr (G == 4) sums.z += x[2 * apart], sums.w = block.product(r, unit + 3 * apart) + x[3 * apart];
+        const Index j = block.unit + unit;
+        unit_forward<G>(s, a, t, n + r, j, sums, G == 3 ? to_float(state_before(s, a, t, n + r)[j]) : 0);
+      });
+    });
+    if (step + 1 < s.steps) sync_grid();
+  }
+}
+
+template <int G, class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrent_mma_backward_kernel(RecurrentShape s, RecurrentBackward<T> a, Carried<T> to, MmaShare share) {
+  LEC7_DYNAMIC_SHARED(shared, uint4);
+  const MmaBlock<T> block(share, s, shared);
+  const Index H = s.hidden;
+  block.load_weights([&](int k, int j) { return j < block.units ? a.weight_h[(block.unit + j) * G * H + k] : T{}; });
+  // The walk back; after it, what comes through the first step's dz is dh0.
+  const Index first = a.dh0 != nullptr ? -1 : 0;
+  for (Index step = s.steps - 1; step >= first; --step) {
+    const Index t = time_of(s, a, step), after = time_of(s, a, step + 1);
+    const bool last = step == s.steps - 1;
+    block.for_chunks([&](Index n, int count) {
+      __syncthreads();  // the sums of the rows before were read, or the weights written
+      if (!last) block.multiply(count, [&](int r) { return to.dz_h + (after * s.batch + n + r) * G * H; });
+      __syncthreads();
+      block.for_units(count, [&](int r, int unit) {
+        const Index j = block.unit + unit;
+        const float dh = last ? 0 : block.product(r, unit);
+        if (step >= 0) unit_backward<G>(s, a, to, t, n + r, j, dh);
+        else a.dh0[(n + r) * H + j] = from_float<T>(dh + to.dh[(n + r) * H + j]);
+      });
+    });
+    if (step > first) sync_grid();
+  }
+}
+
 // ---- host ----
 
-bool is_aligned(const float* data) { return reinterpret_cast<std::uintptr_t>(data) % sizeof(float4) == 0; }
+bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % sizeof(float4) == 0; }
 
 // A share whose weights stay in shared memory, or one with no blocks. A quad holds `per_quad` units. Rows are split as
 // far as the weights allow: a block reads the whole h (or dz) of its rows in each step.
@@ -483,6 +702,32 @@ Share share_of(const RecurrentShape& s, Index depth, int per_quad, bool aligned)
     p.slices = kThreads / (p.quads * p.row_groups);
     const int widest = kTileNumbers / p.chunk() - 4;
     p.tile = std::min(p.padded_depth(), widest / 4 * 4);
+    if (p.bytes() <= properties().shared_per_block) return p;
+  }
+  return {};
+}
+
+// The same for tensor cores.
+MmaShare mma_share_of(const RecurrentShape& s, Index depth, int per_unit, bool aligned) {
+  if (properties().compute_capability < 80) return {};
+  if (s.steps < 2 || s.batch == 0 || s.batch > kMostRows) return {};
+  const int hidden = static_cast<int>(s.hidden), batch = static_cast<int>(s.batch);
+  int row_blocks = 1;
+  while (2 * kRowsAtOnce * row_blocks <= batch) row_blocks *= 2;
+  for (row_blocks = std::min(row_blocks, properties().multiprocessors); row_blocks > 0; row_blocks /= 2) {
+    MmaShare p{};
+    p.depth = static_cast<int>(depth);
+    p.parts = (p.depth + kPart - 1) / kPart;
+    p.aligned = aligned && depth % 8 == 0;
+    p.units = static_cast<int>(ceil_div(hidden, properties().multiprocessors / row_blocks));
+    p.unit_blocks = (hidden + p.units - 1) / p.units;
+    p.rows = (batch + row_blocks - 1) / row_blocks;
+    p.row_blocks = (batch + p.rows - 1) / p.rows;
+    p.columns = per_unit * p.units;
+    p.tiles = (p.columns + kTileColumns - 1) / kTileColumns;
+    p.slices = 1;
+    while (p.slices < kWarps && 2 * p.slices <= p.parts) p.slices *= 2;
+    p.groups = kWarps / p.slices;
     if (p.bytes() <= properties().shared_per_block) return p;
   }
   return {};
@@ -517,12 +762,20 @@ bool persistent_backward(const RecurrentShape& s, const RecurrentBackward<float>
 }
 
 template <int G, class T>
-bool persistent_forward(const RecurrentShape&, const RecurrentForward<T>&, const float*) {
-  return false;
+bool persistent_forward(const RecurrentShape& s, const RecurrentForward<T>& a, const float* inputs) {
+  const MmaShare share = mma_share_of(s, s.hidden, G, is_aligned(a.h0) && is_aligned(a.hs));
+  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
+  if (!fits_at_once(recurrent_mma_forward_kernel<G, T>, grid)) return false;
+  launch("recurrent_mma_forward_kernel", recurrent_mma_forward_kernel<G, T>, grid, s, a, inputs, share);
+  return true;
 }
 template <int G, class T>
-bool persistent_backward(const RecurrentShape&, const RecurrentBackward<T>&, const Carried<T>&) {
-  return false;
+bool persistent_backward(const RecurrentShape& s, const RecurrentBackward<T>& a, const Carried<T>& to) {
+  const MmaShare share = mma_share_of(s, G * s.hidden, 1, true);
+  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
+  if (!fits_at_once(recurrent_mma_backward_kernel<G, T>, grid)) return false;
+  launch("recurrent_mma_backward_kernel", recurrent_mma_backward_kernel<G, T>, grid, s, a, to, share);
+  return true;
 }
 
 // h before each of the steps [t, t + count), (count, N, H).
