@@ -506,21 +506,27 @@ struct MmaBlock {
         inputs(sums + p.slices * kRowsAtOnce * p.stride()) {}
 
   // The depth is in such an order that a lane's numbers of two products, k..k + 7, stand side by side in a row of the
-  // batch: the first product takes k..k + 3, the second the others.
-  // `column(k, c)`: a weight, which must be one of the share's.
-  template <class Column>
-  __device__ void load_weights(Column&& column) const {
+  // batch: the first product takes k..k + 3, the second the others. first(c): where column c begins, or null; its
+  // numbers are `apart`.
+  template <class First>
+  __device__ void load_weights(Index apart, First&& first) const {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const auto pair = [&](int k, int c) {
-      const unsigned low = k < share.depth && c < share.columns ? column(k, c).bits : 0;
-      const unsigned high = k + 1 < share.depth && c < share.columns ? column(k + 1, c).bits : 0;
-      return high << 16 | low;
-    };
 #pragma unroll 1
     for (int f = warp; f < share.fragments(); f += kWarps) {
       const int k = f / 2 % share.parts * kPart + lane % 4 * 8 + f % 2 * 4;
-      const int c = f / 2 / share.parts * kTileColumns + lane / 4;
-      weights[f * 32 + lane] = make_uint4(pair(k, c), pair(k, c + 8), pair(k + 2, c), pair(k + 2, c + 8));
+      unsigned pairs[2][2];
+#pragma unroll
+      for (int eighth = 0; eighth < 2; ++eighth) {
+        const int c = f / 2 / share.parts * kTileColumns + lane / 4 + 8 * eighth;
+        const T* const column = c < share.columns ? first(c) : nullptr;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const unsigned bits = column != nullptr && k + i < share.depth ? column[(k + i) * apart].bits : 0;
+          if (i % 2 == 0) pairs[eighth][i / 2] = bits;
+          else pairs[eighth][i / 2] |= bits << 16;
+        }
+      }
+      weights[f * 32 + lane] = make_uint4(pairs[0][0], pairs[1][0], pairs[0][1], pairs[1][1]);
     }
   }
 
@@ -555,18 +561,19 @@ struct MmaBlock {
         uint4 x[kAhead];
 #pragma unroll
         for (int i = 0; i < kAhead; ++i) x[i] = load(row, (first + i * p.slices) * kPart, depth_left);
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) {
-          const int part = first + i * p.slices;
-          if (part >= p.parts) break;
+        const int end = first + kAhead * p.slices < p.parts ? first + kAhead * p.slices : p.parts;
+#pragma unroll 1
+        for (int part = first; part < end; part += p.slices) {
 #pragma unroll
           for (int m = 0; m < kTilesAtOnce; ++m) {
             const int now = tile + m * p.groups;
             if (now >= p.tiles) break;
             const uint4* const w = weights + (now * p.parts + part) * 2 * 32 + lane;
-            multiply_part(sum[m], w[0], x[i].x, x[i].y);
-            multiply_part(sum[m], w[32], x[i].z, x[i].w);
+            multiply_part(sum[m], w[0], x[0].x, x[0].y);
+            multiply_part(sum[m], w[32], x[0].z, x[0].w);
           }
+#pragma unroll
+          for (int i = 1; i < kAhead; ++i) x[i - 1] = x[i];
         }
       }
 #pragma unroll
@@ -584,12 +591,18 @@ struct MmaBlock {
     mma<T>(sum, a, b);
   }
 
-  __device__ float product(int r, int column) const {
-    float sum = sums[r * share.stride() + column];
+  // The products of row r and `n` columns, a block's units apart.
+  template <int n>
+  __device__ void products(int r, int column, float (&result)[n]) const {
+    const float* from = sums + r * share.stride() + column;
+#pragma unroll
+    for (int i = 0; i < n; ++i) result[i] = from[i * share.units];
+#pragma unroll 1
     for (int slice = 1; slice < share.slices; ++slice) {
-      sum += sums[(slice * kRowsAtOnce + r) * share.stride() + column];
+      from += kRowsAtOnce * share.stride();
+#pragma unroll
+      for (int i = 0; i < n; ++i) result[i] += from[i * share.units];
     }
-    return sum;
   }
 
   // For each few rows: body(first row, how many).
@@ -612,10 +625,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   LEC7_DYNAMIC_SHARED(shared, uint4);
   const MmaBlock<T> block(share, s, shared);
   const Index H = s.hidden;
-  // Columns gate by gate.
-  block.load_weights([&](int k, int c) {
+  block.load_weights(G * H, [&](int c) {  // gate by gate
     const int gate = c / share.units, j = c % share.units;
-    return j < block.units ? a.weight_h[(k * G + gate) * H + block.unit + j] : T{};
+    return j < block.units ? a.weight_h + gate * H + block.unit + j : nullptr;
   });
   for (Index step = 0; step < s.steps; ++step) {
     const Index t = time_of(s, a, step);
@@ -633,14 +645,18 @@ __global__ void __launch_bounds__(kThreads, 1)
       wait_for_copies<0>();
       __syncthreads();
       block.for_units(count, [&](int r, int unit) {
-        const float* const x = block.inputs + r * share.stride() + unit;
-        const int apart = share.units;
-        float4 sums = make_float4(block.product(r, unit), 0, 0, 0);
-        sums.x += x[0];
-        if constexpr (G > 1) sums.y = block.product(r, unit + apart) + x[apart];
-        if constexpr (G > 2) sums.z = block.product(r, unit + 2 * apart);
-        if constexpr (G == 3) sums.w = x[2 * apart];
-        if constexpr (G == 4) sums.z += x[2 * apart], sums.w = block.product(r, unit + 3 * apart) + x[3 * apart];
+        const float* const from = block.inputs + r * share.stride() + unit;
+        float z[G], x[G];
+        block.products(r, unit, z);
+#pragma unroll
+        for (int gate = 0; gate < G; ++gate) {
+          x[gate] = from[gate * share.units];
+          if (G != 3 || gate < 2) z[gate] += x[gate];
+        }
+        float4 sums = make_float4(z[0], 0, 0, 0);
+        if constexpr (G > 1) sums.y = z[1], sums.z = z[2];
+        if constexpr (G == 3) sums.w = x[2];
+        if constexpr (G == 4) sums.w = z[3];
         const Index j = block.unit + unit;
         unit_forward<G>(s, a, t, n + r, j, sums, G == 3 ? to_float(state_before(s, a, t, n + r)[j]) : 0);
       });
@@ -655,7 +671,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   LEC7_DYNAMIC_SHARED(shared, uint4);
   const MmaBlock<T> block(share, s, shared);
   const Index H = s.hidden;
-  block.load_weights([&](int k, int j) { return j < block.units ? a.weight_h[(block.unit + j) * G * H + k] : T{}; });
+  block.load_weights(1, [&](int j) { return j < block.units ? a.weight_h + (block.unit + j) * G * H : nullptr; });
   // The walk back; after it, what comes through the first step's dz is dh0.
   const Index first = a.dh0 != nullptr ? -1 : 0;
   for (Index step = s.steps - 1; step >= first; --step) {
@@ -667,9 +683,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       __syncthreads();
       block.for_units(count, [&](int r, int unit) {
         const Index j = block.unit + unit;
-        const float dh = last ? 0 : block.product(r, unit);
-        if (step >= 0) unit_backward<G>(s, a, to, t, n + r, j, dh);
-        else a.dh0[(n + r) * H + j] = from_float<T>(dh + to.dh[(n + r) * H + j]);
+        float dh[1] = {};
+        if (!last) block.products(r, unit, dh);
+        if (step >= 0) unit_backward<G>(s, a, to, t, n + r, j, dh[0]);
+        else a.dh0[(n + r) * H + j] = from_float<T>(dh[0] + to.dh[(n + r) * H + j]);
       });
     });
     if (step > first) sync_grid();
