@@ -426,3 +426,77 @@ def test_half_step_is_a_sequence_of_one(cell, parameters, stored, device, rng):
     rest[states(cell) - 1] = rest[states(cell) - 1][0]  # dx
     for a, b in zip(one, (hs[0], *rest), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("stored", HALVES)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
+def test_long_half_recurrences_agree(cell, parameters, stored, device, rng):
+    # One kernel for all steps: several chunks of rows, all warps along the depth, more tiles of columns than
+    # a warp sums at once, more parts of the depth than it loads at once. Step by step: many rows, and (on the
+    # four multiprocessors of the host) where weight_h does not fit, in the last one.
+    wide = {"rnn": (256, 640), "lstm": (256, 257, 330), "gru": (256, 400)}[cell]
+    for t, n, d, h in ((3, 40, 5, 108), (3, 257, 2, 6), *((2, 3, 4, h) for h in wide)):
+        x, state, weights = operands(rng, cell, t, n, d, h)
+        dys = [normal(rng, t, n, h), *(normal(rng, n, h) for _ in state)]
+        reverse = bool(h % 4)
+        lengths = rng.integers(0, t + 1, n) if reverse else None
+        arrays = (x, state, weights, dys, lengths, reverse)
+        agrees_in_half(cell, parameters, device.storing(stored), stored, *arrays)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
+def test_half_padding_past_the_lengths_never_matters(cell, parameters, reverse, device, rng):
+    x, state, weights = operands(rng, cell, 5, 3, 4, 9)
+    lengths = np.array([2, 5, 0])
+    dead = (np.arange(5)[:, None] >= lengths)[..., None]
+    dhs, ends = normal(rng, 5, 3, 9), [normal(rng, 3, 9) for _ in state]
+    run, ops = sequence(cell, {**parameters, "reverse": reverse}), device.storing("bfloat16")
+    clean, dirty = (
+        run(ops, np.where(dead, filler, x), lengths, *state, *weights, np.where(dead, filler, dhs), *ends)
+        for filler in (np.float32(0), np.float32(np.nan))
+    )
+    for a, b in zip(clean, dirty, strict=True):
+        np.testing.assert_array_equal(b, a)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_half_recurrent_honours_needs(cell, device, rng):
+    x, state, (weight_x, weight_h, bias) = operands(rng, cell, 3, 5, 6, 7)
+    dhs, ends = normal(rng, 3, 5, 7), [normal(rng, 5, 7) for _ in state]
+
+    def backward(ops, needs, dys=(dhs, *ends)):
+        arrays = (x, *state, weight_x, weight_h)
+        hs, *_, saved = getattr(ops, f"{cell}_forward")(*arrays, bias)
+        return getattr(ops, f"{cell}_backward")(*dys, *arrays, hs, saved, needs=needs)
+
+    ops = device.storing("bfloat16")
+    honours_needs(ops, backward, gradient_names(cell, "0"))
+    for absent in range(1 + len(ends)):
+        some = [None if i == absent else dy for i, dy in enumerate((dhs, *ends))]
+        zero = [0 * dy if i == absent else dy for i, dy in enumerate((dhs, *ends))]
+        for a, b in zip(backward(ops, None, some), backward(ops, None, zero), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_half_states_may_lie_anywhere(cell, cuda, rng):
+    # 16 bytes at a time where rows begin at such, one number otherwise: the same sums.
+    x, state, weights = operands(rng, cell, 3, 5, 6, 40)
+    x, *state_and_weights = (cuda.to_device(a).astype("float16") for a in (x, *state, *weights))
+    h0 = state_and_weights[0].numpy()
+    shifted = cuda.to_device(np.append(np.zeros(1, np.float16), h0))[1:].reshape(*h0.shape)
+    forward = getattr(cuda, f"{cell}_forward")
+    straight = forward(x, *state_and_weights)[0].numpy()
+    np.testing.assert_array_equal(forward(x, shifted, *state_and_weights[1:])[0].numpy(), straight)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_recurrent_refuses_mixed_dtypes(cell, cuda, rng):
+    x, state, weights = operands(rng, cell, 3, 2, 4, 5)
+    arrays = [cuda.to_device(a).astype("float16") for a in (x, *state, *weights)]
+    forward = getattr(cuda, f"{cell}_forward")
+    for i, array in enumerate((x, *state, *weights)):
+        for other in (cuda.to_device(array), cuda.to_device(array).astype("bfloat16")):
+            mixed = [other if j == i else a for j, a in enumerate(arrays)]
+            rejects(TypeError, (cell, "one dtype", "float16", other.dtype, array.shape), forward, *mixed)
