@@ -736,10 +736,10 @@ MmaShare mma_share_of(const RecurrentShape& s, Index depth, int per_unit, bool a
     p.depth = static_cast<int>(depth);
     p.parts = (p.depth + kPart - 1) / kPart;
     p.aligned = aligned && depth % 8 == 0;
-    p.units = static_cast<int>(ceil_div(hidden, properties().multiprocessors / row_blocks));
-    p.unit_blocks = (hidden + p.units - 1) / p.units;
-    p.rows = (batch + row_blocks - 1) / row_blocks;
+    p.rows = static_cast<int>(ceil_div(ceil_div(batch, row_blocks), kRowsAtOnce)) * kRowsAtOnce;
     p.row_blocks = (batch + p.rows - 1) / p.rows;
+    p.units = static_cast<int>(ceil_div(hidden, properties().multiprocessors / p.row_blocks));
+    p.unit_blocks = (hidden + p.units - 1) / p.units;
     p.columns = per_unit * p.units;
     p.tiles = (p.columns + kTileColumns - 1) / kTileColumns;
     p.slices = 1;
