@@ -15,38 +15,20 @@
 // Backward hands dh on in two parts: through Wh, a product with dz, and directly (the GRU's z). Rows that are not alive
 // at a step have dz = 0 and keep the direct part, so that a row's last step finds dh_last there, and dh0 is what is
 // left at the end, whatever the lengths are.
-#include "lec7/recurrent.h"
+#include "recurrent.h"
 
 #include <algorithm>
 
-#include "activation.h"
 #include "arrays.h"
 #include "async_copy.h"
 #include "gemm.h"
-#include "grid.h"
-#include "half.h"
-#include "kernel.h"
 #include "lengths.h"
-#include "mma.h"
 
 namespace lec7::cuda {
 namespace {
 
-constexpr Index kMostRows = 256;      // of a batch, up to which a step is bound by latency
-constexpr int kTileBytes = 16 << 10;  // of h or dz, in each of two buffers
-constexpr int kTileNumbers = kTileBytes / static_cast<int>(sizeof(float));
+// ---- step by step ----
 
-static_assert(2 * kTileBytes >= kThreads * 4 * 4 * static_cast<int>(sizeof(float)), "a thread has 4 x 4 sums");
-
-// ---- where rows begin and end ----
-
-// h before the first step and after each one.
-template <class T>
-struct States {
-  const T *h0, *hs;
-  const Index* lengths;
-  bool reverse;
-};
 // What a kernel only copies: one kernel for both types of 16 bits.
 template <class T>
 using Stored = std::conditional_t<is_half<T>, std::uint16_t, T>;
@@ -58,139 +40,28 @@ template <class T>
 const Stored<T>* stored(const T* x) {
   return reinterpret_cast<const Stored<T>*>(x);
 }
+
+// h before the first step and after each one.
+template <class T>
+struct States {
+  const T *h0, *hs;
+  const Index* lengths;
+  bool reverse;
+};
 template <class Arrays>
 auto states_of(const Arrays& a) {
   return States{a.h0, static_cast<decltype(a.h0)>(a.hs), a.lengths, a.reverse};
 }
 
-template <class Arrays>
-__device__ Index time_of(const RecurrentShape& s, const Arrays& a, Index step) {
-  return a.reverse ? s.steps - 1 - step : step;
-}
-template <class Arrays>
-__device__ Index length_of(const RecurrentShape& s, const Arrays& a, Index n) {
-  return a.lengths == nullptr ? s.steps : a.lengths[n];
-}
-// Is h0 the state of row n before time t? (Also where the row has not begun.)
-template <class Arrays>
-__device__ bool begins(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
-  return a.reverse ? t + 1 >= length_of(s, a, n) : t == 0;
-}
-// The row of a (T, N, H) array that came before (t, n).
-template <class Arrays>
-__device__ Index row_before(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
-  return (a.reverse ? t + 1 : t - 1) * s.batch + n;
-}
-// h of row n before time t.
-template <class Arrays>
-__device__ auto state_before(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
-  using Pointer = decltype(a.h0);
-  return begins(s, a, t, n) ? a.h0 + n * s.hidden : static_cast<Pointer>(a.hs) + row_before(s, a, t, n) * s.hidden;
-}
-
-// ---- one unit of one row at one step ----
-
-// The sums before the nonlinearities, x Wx + b + h Wh:
-//   RNN   in x
-//   LSTM  i, f, o, g
-//   GRU   r, z; and apart, since r comes between them, h Wh_n and x Wx_n + b_n
-template <int G, class T>
-__device__ void unit_forward(const RecurrentShape& s, const RecurrentForward<T>& a, Index t, Index n, Index j,
-                             float4 sums, float h_before) {
-  const Index H = s.hidden, row = t * s.batch + n, length = length_of(s, a, n);
-  const bool lives = t < length;
-  T* const gates = a.gates + row * G * H + j;
-  const auto store = [](T& to, float x) { to = from_float<T>(x); };
-  float h, c = 0;
-  if constexpr (G == 1) {
-    h = activate(s.cell == Cell::rnn_relu ? Activation::relu : Activation::tanh, sums.x);
-  } else if constexpr (G == 4) {
-    const float in = sigmoid(sums.x), forget = sigmoid(sums.y), out = sigmoid(sums.z), g = tanhf(sums.w);
-    const T& c_before = begins(s, a, t, n) ? a.c0[n * H + j] : a.cells[row_before(s, a, t, n) * H + j];
-    c = forget * to_float(c_before) + in * g;
-    h = out * tanhf(c);
-    store(gates[0], in), store(gates[H], forget), store(gates[2 * H], out), store(gates[3 * H], g);
-    store(a.cells[row * H + j], c);
-  } else {
-    const float r = sigmoid(sums.x), keep = sigmoid(sums.y), candidate = tanhf(sums.w + r * sums.z);
-    h = (1 - keep) * candidate + keep * h_before;
-    store(gates[0], r), store(gates[H], keep), store(gates[2 * H], candidate);
-    store(a.cells[row * H + j], sums.z);
-  }
-  store(a.hs[row * H + j], lives ? h : 0);
-  const bool ends = lives && (a.reverse ? t == 0 : t == length - 1);
-  const bool never = length == 0 && (a.reverse ? t == 0 : t == s.steps - 1);
-  if (a.h_last != nullptr && (ends || never)) a.h_last[n * H + j] = ends ? from_float<T>(h) : a.h0[n * H + j];
-  if (G == 4 && (ends || never)) a.c_last[n * H + j] = ends ? from_float<T>(c) : a.c0[n * H + j];
-}
-
-// What the steps of backward share. dz as Wx sees it and as Wh sees it (the same but for the GRU), (T, N, G H); the
-// direct part of dh and dc, (N, H); h before each step, (T, N, H).
-template <class T>
-struct Carried {
-  T *dz_x, *dz_h;
-  float *dh, *dc;
-  const T* before;
-};
-
-// `dh`: what came through Wh.
-template <int G, class T>
-__device__ void unit_backward(const RecurrentShape& s, const RecurrentBackward<T>& a, const Carried<T>& to, Index t,
-                              Index n, Index j, float dh) {
-  const Index H = s.hidden, row = t * s.batch + n, at = n * H + j;
-  T* const dz = to.dz_x + row * G * H + j;
-  T* const dz_h = to.dz_h + row * G * H + j;
-  const auto store = [](T& to, float x) { to = from_float<T>(x); };
-  dh += to.dh[at];
-  if (t >= length_of(s, a, n)) {
-    to.dh[at] = dh;
-#pragma unroll
-    for (int g = 0; g < G; ++g) dz[g * H] = dz_h[g * H] = T{};
-    return;
-  }
-  if (a.dhs != nullptr) dh += to_float(a.dhs[row * H + j]);
-  float direct = 0;
-  if constexpr (G == 1) {
-    const Activation activation = s.cell == Cell::rnn_relu ? Activation::relu : Activation::tanh;
-    store(dz[0], dh * activation_slope(activation, to_float(a.hs[row * H + j])));
-  } else if constexpr (G == 4) {
-    const T* const gates = a.gates + row * G * H + j;
-    const float in = to_float(gates[0]), forget = to_float(gates[H]);
-    const float out = to_float(gates[2 * H]), g = to_float(gates[3 * H]);
-    const float c_before = to_float(begins(s, a, t, n) ? a.c0[at] : a.cells[row_before(s, a, t, n) * H + j]);
-    const float tanh_c = tanhf(to_float(a.cells[row * H + j]));
-    const float dc = to.dc[at] + dh * out * (1 - tanh_c * tanh_c);
-    store(dz[0], dc * g * in * (1 - in));
-    store(dz[H], dc * c_before * forget * (1 - forget));
-    store(dz[2 * H], dh * tanh_c * out * (1 - out));
-    store(dz[3 * H], dc * in * (1 - g * g));
-    to.dc[at] = dc * forget;
-  } else {
-    const T* const gates = a.gates + row * G * H + j;
-    const float r = to_float(gates[0]), keep = to_float(gates[H]), candidate = to_float(gates[2 * H]);
-    const float dz_n = dh * (1 - keep) * (1 - candidate * candidate);
-    const float dz_r = dz_n * to_float(a.cells[row * H + j]) * r * (1 - r);
-    const float dz_z = dh * (to_float(to.before[row * H + j]) - candidate) * keep * (1 - keep);
-    dz[0] = dz_h[0] = from_float<T>(dz_r);
-    dz[H] = dz_h[H] = from_float<T>(dz_z);
-    store(dz[2 * H], dz_n);
-    store(dz_h[2 * H], dz_n * r);
-    direct = dh * keep;
-  }
-  to.dh[at] = direct;
-}
-
-// ---- step by step ----
-
 template <int G, class T>
 __global__ void __launch_bounds__(kThreads, 1)
-    recurrent_step_forward_kernel(RecurrentShape s, RecurrentForward<T> a, Index t, const float* inputs,
+    recurrent_step_forward_kernel(RecurrentShape s, RecurrentForward<T> a, Index t, const float* x_products,
                                   const T* h_before, const float* products) {
   const Index H = s.hidden;
 #pragma unroll 1
   LEC7_STRIDED(i, s.batch * H) {
     const Index n = i / H, j = i - n * H;
-    const float* const x = inputs + (t * s.batch + n) * G * H + j;
+    const float* const x = x_products + (t * s.batch + n) * G * H + j;
     const float* const h = products + n * G * H + j;
     float4 sums = make_float4(x[0] + h[0], 0, 0, 0);
     if constexpr (G > 1) sums.y = x[H] + h[H];
@@ -241,6 +112,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ---- persistent, in float32 ----
+
+constexpr int kTileBytes = 16 << 10;  // of h or dz, in each of two buffers
+constexpr int kTileNumbers = kTileBytes / static_cast<int>(sizeof(float));
+
+static_assert(2 * kTileBytes >= kThreads * 4 * 4 * static_cast<int>(sizeof(float)), "a thread has 4 x 4 sums");
 
 // How blocks share the work: block b has `units` units and `rows` rows, which it takes in chunks of 4 * row_groups. A
 // thread multiplies 4 rows with one quad of columns (4 gates of a unit, or 4 units) over one slice of the depth.
@@ -461,242 +337,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// ---- persistent, on tensor cores ----
-
-// The transposed product: 16 columns of Wh (backward: rows) are the rows of what a warp multiplies with one
-// instruction, and 8 rows of the batch its columns. A block has `units` units, `columns` numbers for each row of the
-// batch, and takes its rows 8 at a time. A warp multiplies every `groups`th tile of 16 columns over every `slices`th
-// part of the depth, kPart numbers.
-constexpr int kRowsAtOnce = 8, kTileColumns = 16, kPart = 32, kWarps = kThreads / 32;
-constexpr int kTilesAtOnce = 8;  // of sums in a warp's registers, 4 each
-
-struct MmaShare {
-  int depth, parts;
-  int units, unit_blocks, rows, row_blocks;
-  int columns, tiles, slices, groups;
-  bool aligned;  // rows of h begin at 16 bytes
-
-  constexpr int blocks() const { return unit_blocks * row_blocks; }
-  constexpr int stride() const { return kTileColumns * tiles + 4; }  // of sums: lanes write to different banks
-  constexpr int fragments() const { return tiles * parts * 2; }
-  // The weights; the sums of each slice; what stands before them.
-  constexpr std::size_t bytes() const {
-    return static_cast<std::size_t>(fragments()) * 32 * sizeof(uint4) +
-           static_cast<std::size_t>((slices + 1) * kRowsAtOnce * stride()) * sizeof(float);
-  }
-};
-
-template <class T>
-struct MmaBlock {
-  const MmaShare& share;
-  Index unit, row;  // the first ones
-  int units, rows;
-  uint4* weights;  // (tiles, parts, 2, lanes): fragments of mma
-  float* sums;     // (slices, kRowsAtOnce, stride)
-  float* inputs;   // (kRowsAtOnce, stride)
-
-  __device__ MmaBlock(const MmaShare& p, const RecurrentShape& s, uint4* shared)
-      : share(p),
-        unit(static_cast<Index>(blockIdx.x % p.unit_blocks) * p.units),
-        row(static_cast<Index>(blockIdx.x / p.unit_blocks) * p.rows),
-        units(static_cast<int>(s.hidden - unit < p.units ? s.hidden - unit : p.units)),
-        rows(static_cast<int>(s.batch - row < p.rows ? s.batch - row : p.rows)),
-        weights(shared),
-        sums(reinterpret_cast<float*>(shared + p.fragments() * 32)),
-        inputs(sums + p.slices * kRowsAtOnce * p.stride()) {}
-
-  // The depth is in such an order that a lane's numbers of two products, k..k + 7, stand side by side in a row of the
-  // batch: the first product takes k..k + 3, the second the others. first(c): where column c begins, or null; its
-  // numbers are `apart`.
-  template <class First>
-  __device__ void load_weights(Index apart, First&& first) const {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-#pragma unroll 1
-    for (int f = warp; f < share.fragments(); f += kWarps) {
-      const int k = f / 2 % share.parts * kPart + lane % 4 * 8 + f % 2 * 4;
-      unsigned pairs[2][2];
-#pragma unroll
-      for (int eighth = 0; eighth < 2; ++eighth) {
-        const int c = f / 2 / share.parts * kTileColumns + lane / 4 + 8 * eighth;
-        const T* const column = c < share.columns ? first(c) : nullptr;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const unsigned bits = column != nullptr && k + i < share.depth ? column[(k + i) * apart].bits : 0;
-          if (i % 2 == 0) pairs[eighth][i / 2] = bits;
-          else pairs[eighth][i / 2] |= bits << 16;
-        }
-      }
-      weights[f * 32 + lane] = make_uint4(pairs[0][0], pairs[1][0], pairs[0][1], pairs[1][1]);
-    }
-  }
-
-  // Numbers k..k + 7 of a row, with zeros from `end` on.
-  __device__ uint4 load(const T* row, int k, int end) const {
-    unsigned pairs[4] = {};
-    if (k < end) {
-      if (share.aligned) return *reinterpret_cast<const uint4*>(row + k);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const unsigned bits = k + i < end ? row[k + i].bits : 0;
-        pairs[i / 2] |= bits << i % 2 * 16;
-      }
-    }
-    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-  }
-
-  // Rows of the batch, row_of(r) for r < count, times the weights: read by product() after a barrier.
-  template <class RowOf>
-  __device__ void multiply(int count, RowOf&& row_of) const {
-    const MmaShare& p = share;
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int slice = warp % p.slices, group = warp / p.slices, g = lane / 4, t = lane % 4;
-    const T* const row = g < count ? row_of(g) + 8 * t : nullptr;
-    const int depth_left = row == nullptr ? 0 : p.depth - 8 * t;
-#pragma unroll 1
-    for (int tile = group; tile < p.tiles; tile += kTilesAtOnce * p.groups) {
-      float sum[kTilesAtOnce][4] = {};
-      constexpr int kAhead = 4;
-#pragma unroll 1
-      for (int first = slice; first < p.parts; first += kAhead * p.slices) {
-        uint4 x[kAhead];
-#pragma unroll
-        for (int i = 0; i < kAhead; ++i) x[i] = load(row, (first + i * p.slices) * kPart, depth_left);
-        const int end = first + kAhead * p.slices < p.parts ? first + kAhead * p.slices : p.parts;
-#pragma unroll 1
-        for (int part = first; part < end; part += p.slices) {
-#pragma unroll
-          for (int m = 0; m < kTilesAtOnce; ++m) {
-            const int now = tile + m * p.groups;
-            if (now >= p.tiles) break;
-            const uint4* const w = weights + (now * p.parts + part) * 2 * 32 + lane;
-            multiply_part(sum[m], w[0], x[0].x, x[0].y);
-            multiply_part(sum[m], w[32], x[0].z, x[0].w);
-          }
-#pragma unroll
-          for (int i = 1; i < kAhead; ++i) x[i - 1] = x[i];
-        }
-      }
-#pragma unroll
-      for (int m = 0; m < kTilesAtOnce; ++m) {
-        const int now = tile + m * p.groups;
-        if (now >= p.tiles) break;
-        float* const to = sums + (slice * kRowsAtOnce + 2 * t) * p.stride() + now * kTileColumns + g;
-        to[0] = sum[m][0], to[p.stride()] = sum[m][1];
-        to[8] = sum[m][2], to[p.stride() + 8] = sum[m][3];
-      }
-    }
-  }
-  __device__ static void multiply_part(float (&sum)[4], const uint4& w, unsigned first, unsigned second) {
-    const unsigned a[4] = {w.x, w.y, w.z, w.w}, b[2] = {first, second};
-    mma<T>(sum, a, b);
-  }
-
-  // The products of row r and `n` columns, a block's units apart.
-  template <int n>
-  __device__ void products(int r, int column, float (&result)[n]) const {
-    const float* from = sums + r * share.stride() + column;
-#pragma unroll
-    for (int i = 0; i < n; ++i) result[i] = from[i * share.units];
-#pragma unroll 1
-    for (int slice = 1; slice < share.slices; ++slice) {
-      from += kRowsAtOnce * share.stride();
-#pragma unroll
-      for (int i = 0; i < n; ++i) result[i] += from[i * share.units];
-    }
-  }
-
-  // For each few rows: body(first row, how many).
-  template <class Body>
-  __device__ void for_chunks(Body&& body) const {
-#pragma unroll 1
-    for (int r = 0; r < rows; r += kRowsAtOnce) body(row + r, rows - r < kRowsAtOnce ? rows - r : kRowsAtOnce);
-  }
-  // body(r, j) for these rows and the block's units: always the same thread for the same two.
-  template <class Body>
-  __device__ void for_units(int count, Body&& body) const {
-#pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x); i < count * units; i += kThreads) body(i / units, i % units);
-  }
-};
-
-template <int G, class T>
-__global__ void __launch_bounds__(kThreads, 1)
-    recurrent_mma_forward_kernel(RecurrentShape s, RecurrentForward<T> a, const float* inputs, MmaShare share) {
-  LEC7_DYNAMIC_SHARED(shared, uint4);
-  const MmaBlock<T> block(share, s, shared);
-  const Index H = s.hidden;
-  block.load_weights(G * H, [&](int c) {  // gate by gate
-    const int gate = c / share.units, j = c % share.units;
-    return j < block.units ? a.weight_h + gate * H + block.unit + j : nullptr;
-  });
-  for (Index step = 0; step < s.steps; ++step) {
-    const Index t = time_of(s, a, step);
-    block.for_chunks([&](Index n, int count) {
-      __syncthreads();  // the sums of the rows before were read, or the weights written
-#pragma unroll 1
-      for (int i = static_cast<int>(threadIdx.x); i < count * share.columns; i += kThreads) {
-        const int r = i / share.columns, c = i % share.columns, gate = c / share.units, j = c % share.units;
-        if (j >= block.units) continue;
-        copy_async4(block.inputs + r * share.stride() + c,
-                    inputs + ((t * s.batch + n + r) * G + gate) * H + block.unit + j);
-      }
-      commit_copies();
-      block.multiply(count, [&](int r) { return state_before(s, a, t, n + r); });
-      wait_for_copies<0>();
-      __syncthreads();
-      block.for_units(count, [&](int r, int unit) {
-        const float* const from = block.inputs + r * share.stride() + unit;
-        float z[G], x[G];
-        block.products(r, unit, z);
-#pragma unroll
-        for (int gate = 0; gate < G; ++gate) {
-          x[gate] = from[gate * share.units];
-          if (G != 3 || gate < 2) z[gate] += x[gate];
-        }
-        float4 sums = make_float4(z[0], 0, 0, 0);
-        if constexpr (G > 1) sums.y = z[1], sums.z = z[2];
-        if constexpr (G == 3) sums.w = x[2];
-        if constexpr (G == 4) sums.w = z[3];
-        const Index j = block.unit + unit;
-        unit_forward<G>(s, a, t, n + r, j, sums, G == 3 ? to_float(state_before(s, a, t, n + r)[j]) : 0);
-      });
-    });
-    if (step + 1 < s.steps) sync_grid();
-  }
-}
-
-template <int G, class T>
-__global__ void __launch_bounds__(kThreads, 1)
-    recurrent_mma_backward_kernel(RecurrentShape s, RecurrentBackward<T> a, Carried<T> to, MmaShare share) {
-  LEC7_DYNAMIC_SHARED(shared, uint4);
-  const MmaBlock<T> block(share, s, shared);
-  const Index H = s.hidden;
-  block.load_weights(1, [&](int j) { return j < block.units ? a.weight_h + (block.unit + j) * G * H : nullptr; });
-  // The walk back; after it, what comes through the first step's dz is dh0.
-  const Index first = a.dh0 != nullptr ? -1 : 0;
-  for (Index step = s.steps - 1; step >= first; --step) {
-    const Index t = time_of(s, a, step), after = time_of(s, a, step + 1);
-    const bool last = step == s.steps - 1;
-    block.for_chunks([&](Index n, int count) {
-      __syncthreads();  // the sums of the rows before were read, or the weights written
-      if (!last) block.multiply(count, [&](int r) { return to.dz_h + (after * s.batch + n + r) * G * H; });
-      __syncthreads();
-      block.for_units(count, [&](int r, int unit) {
-        const Index j = block.unit + unit;
-        float dh[1] = {};
-        if (!last) block.products(r, unit, dh);
-        if (step >= 0) unit_backward<G>(s, a, to, t, n + r, j, dh[0]);
-        else a.dh0[(n + r) * H + j] = from_float<T>(dh[0] + to.dh[(n + r) * H + j]);
-      });
-    });
-    if (step > first) sync_grid();
-  }
-}
-
-// ---- host ----
-
-bool is_aligned(const void* data) { return reinterpret_cast<std::uintptr_t>(data) % sizeof(float4) == 0; }
-
 // A share whose weights stay in shared memory, or one with no blocks. A quad holds `per_quad` units. Rows are split as
 // far as the weights allow: a block reads the whole h (or dz) of its rows in each step.
 Share share_of(const RecurrentShape& s, Index depth, int per_quad, bool aligned) {
@@ -724,83 +364,31 @@ Share share_of(const RecurrentShape& s, Index depth, int per_quad, bool aligned)
   return {};
 }
 
-// The same for tensor cores.
-MmaShare mma_share_of(const RecurrentShape& s, Index depth, int per_unit, bool aligned) {
-  if (properties().compute_capability < 80) return {};
-  if (s.steps < 2 || s.batch == 0 || s.batch > kMostRows) return {};
-  const int hidden = static_cast<int>(s.hidden), batch = static_cast<int>(s.batch);
-  int row_blocks = 1;
-  while (2 * kRowsAtOnce * row_blocks <= batch) row_blocks *= 2;
-  for (row_blocks = std::min(row_blocks, properties().multiprocessors); row_blocks > 0; row_blocks /= 2) {
-    MmaShare p{};
-    p.depth = static_cast<int>(depth);
-    p.parts = (p.depth + kPart - 1) / kPart;
-    p.aligned = aligned && depth % 8 == 0;
-    p.rows = static_cast<int>(ceil_div(ceil_div(batch, row_blocks), kRowsAtOnce)) * kRowsAtOnce;
-    p.row_blocks = (batch + p.rows - 1) / p.rows;
-    p.units = static_cast<int>(ceil_div(hidden, properties().multiprocessors / p.row_blocks));
-    p.unit_blocks = (hidden + p.units - 1) / p.units;
-    p.columns = per_unit * p.units;
-    p.tiles = (p.columns + kTileColumns - 1) / kTileColumns;
-    p.slices = 1;
-    while (p.slices < kWarps && 2 * p.slices <= p.parts) p.slices *= 2;
-    p.groups = kWarps / p.slices;
-    if (p.bytes() <= properties().shared_per_block) return p;
-  }
-  return {};
-}
-
-template <class Body>
-void with_gates(Cell cell, Body&& body) {
-  switch (cell) {
-    case Cell::lstm: return body.template operator()<4>();
-    case Cell::gru: return body.template operator()<3>();
-    default: return body.template operator()<1>();
-  }
-}
-
-// ---- one launch for all steps, where it fits ----
-
-template <int G>
-bool persistent_forward(const RecurrentShape& s, const RecurrentForward<float>& a, const float* inputs) {
-  const Share share = share_of(s, s.hidden, G == 1 ? 4 : 1, is_aligned(a.h0) && is_aligned(a.hs));
-  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
-  if (!fits_at_once(recurrent_forward_kernel<G>, grid)) return false;
-  launch("recurrent_forward_kernel", recurrent_forward_kernel<G>, grid, s, a, inputs, share);
-  return true;
-}
-template <int G>
-bool persistent_backward(const RecurrentShape& s, const RecurrentBackward<float>& a, const Carried<float>& to) {
-  const Share share = share_of(s, G * s.hidden, 4, true);
-  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
-  if (!fits_at_once(recurrent_backward_kernel<G>, grid)) return false;
-  launch("recurrent_backward_kernel", recurrent_backward_kernel<G>, grid, s, a, to, share);
-  return true;
-}
+// ---- one launch for all steps: false, and nothing done, where that does not fit ----
 
 template <int G, class T>
-bool persistent_forward(const RecurrentShape& s, const RecurrentForward<T>& a, const float* inputs) {
-  const MmaShare share = mma_share_of(s, s.hidden, G, is_aligned(a.h0) && is_aligned(a.hs));
-  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
-  if (!fits_at_once(recurrent_mma_forward_kernel<G, T>, grid)) return false;
-  launch("recurrent_mma_forward_kernel", recurrent_mma_forward_kernel<G, T>, grid, s, a, inputs, share);
-  return true;
+bool persistent_forward(const RecurrentShape& s, const RecurrentForward<T>& a, const float* x_products) {
+  if constexpr (is_half<T>) {
+    return mma_forward<G>(s, a, x_products);
+  } else {
+    const Share share = share_of(s, s.hidden, G == 1 ? 4 : 1, is_aligned(a.h0) && is_aligned(a.hs));
+    const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
+    if (!fits_at_once(recurrent_forward_kernel<G>, grid)) return false;
+    launch("recurrent_forward_kernel", recurrent_forward_kernel<G>, grid, s, a, x_products, share);
+    return true;
+  }
 }
 template <int G, class T>
 bool persistent_backward(const RecurrentShape& s, const RecurrentBackward<T>& a, const Carried<T>& to) {
-  const MmaShare share = mma_share_of(s, G * s.hidden, 1, true);
-  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
-  if (!fits_at_once(recurrent_mma_backward_kernel<G, T>, grid)) return false;
-  launch("recurrent_mma_backward_kernel", recurrent_mma_backward_kernel<G, T>, grid, s, a, to, share);
-  return true;
-}
-
-// h before each of the steps [t, t + count), (count, N, H).
-template <class T>
-void write_states(const RecurrentShape& s, const States<T>& states, Index t, Index count, T* out) {
-  const States<Stored<T>> from{stored(states.h0), stored(states.hs), states.lengths, states.reverse};
-  launch("recurrent_before_kernel", recurrent_before_kernel<Stored<T>>, strided_grid(count * s.batch * s.hidden), s,
-         from, t, count, stored(out));
+  if constexpr (is_half<T>) {
+    return mma_backward<G>(s, a, to);
+  } else {
+    const Share share = share_of(s, G * s.hidden, 4, true);
+    const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
+    if (!fits_at_once(recurrent_backward_kernel<G>, grid)) return false;
+    launch("recurrent_backward_kernel", recurrent_backward_kernel<G>, grid, s, a, to, share);
+    return true;
+  }
 }
 
 // ---- products of stored arrays ----
@@ -847,18 +435,35 @@ void widen_or_zero(float* to, const T* from, Index n) {
 
 // ---- forward, backward ----
 
+template <class Body>
+void with_gates(Cell cell, Body&& body) {
+  switch (cell) {
+    case Cell::lstm: return body.template operator()<4>();
+    case Cell::gru: return body.template operator()<3>();
+    default: return body.template operator()<1>();
+  }
+}
+
+// h before each of the steps [t, t + count), (count, N, H).
+template <class T>
+void write_states(const RecurrentShape& s, const States<T>& states, Index t, Index count, T* out) {
+  const States<Stored<T>> from{stored(states.h0), stored(states.hs), states.lengths, states.reverse};
+  launch("recurrent_before_kernel", recurrent_before_kernel<Stored<T>>, strided_grid(count * s.batch * s.hidden), s,
+         from, t, count, stored(out));
+}
+
 template <int G, class T>
 void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
   const Index H = s.hidden, size = s.batch * H, rows = s.steps * s.batch;
   // Float32 stands where the gates will (RNN: where h will).
-  Buffer<float> wide_inputs(is_half<T> ? rows * G * H : 0);
-  float* inputs = wide_inputs.data();
-  if constexpr (!is_half<T>) inputs = G == 1 ? a.hs : a.gates;
+  Buffer<float> wide_products(is_half<T> ? rows * G * H : 0);
+  float* x_products = wide_products.data();
+  if constexpr (!is_half<T>) x_products = G == 1 ? a.hs : a.gates;
   {
     InFloat<T> x(a.x, rows * s.inputs), weight(a.weight_x, s.inputs * G * H), bias(a.bias, G * H);
-    gemm(rows, G * H, s.inputs, {x.data(), s.inputs}, {weight.data(), G * H}, inputs, G * H, bias.data());
+    gemm(rows, G * H, s.inputs, {x.data(), s.inputs}, {weight.data(), G * H}, x_products, G * H, bias.data());
   }
-  if (persistent_forward<G>(s, a, inputs)) return;
+  if (persistent_forward<G>(s, a, x_products)) return;
   Buffer<float> products(size * G);
   Buffer<T> state(a.reverse && a.lengths != nullptr ? size : 0);
   InFloat<T> weight(a.weight_h, H * G * H);
@@ -871,8 +476,8 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
     }
     InFloat<T> h(h_before, size);
     gemm(s.batch, G * H, H, {h.data(), H}, {weight.data(), G * H}, products.data(), G * H);
-    launch("recurrent_step_forward_kernel", recurrent_step_forward_kernel<G, T>, strided_grid(size), s, a, t, inputs,
-           h_before, products.data());
+    launch("recurrent_step_forward_kernel", recurrent_step_forward_kernel<G, T>, strided_grid(size), s, a, t,
+           x_products, h_before, products.data());
   }
 }
 
