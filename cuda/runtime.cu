@@ -113,7 +113,24 @@ cudaStream_t current_stream() { return stream_in_use.get(); }
 const Stream& shared_current_stream() { return stream_in_use; }
 void set_current_stream(Stream stream) { stream_in_use = std::move(stream); }
 
+bool capturing() {
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(current_stream(), &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void refuse_recording(std::string_view op, std::string_view argument) {
+  if (!capturing()) return;
+  throw std::runtime_error(std::string(op) + ": a graph would repeat this " + std::string(argument) +
+                           " at every replay; while it records, give an int64 array of shape () that changes "
+                           "(lec7.cuda.Graph.each_replay)");
+}
+
 void synchronize() {
+  if (capturing()) {
+    throw std::runtime_error(
+        "lec7.cuda: nothing can be waited for while a graph records; read results (numpy, item, float) after replay()");
+  }
   const cudaError_t error = cudaStreamSynchronize(current_stream());
   if (error != cudaSuccess) {
     const std::string kernels = launched_last();
@@ -151,7 +168,7 @@ void* allocate(std::size_t bytes) {
   void* block = nullptr;
   pool();
   cudaError_t error = cudaMallocAsync(&block, bytes, current_stream());
-  if (error == cudaErrorMemoryAllocation) {
+  if (error == cudaErrorMemoryAllocation && !capturing()) {
     cudaGetLastError();
     synchronize();
     empty_cache();
@@ -188,9 +205,7 @@ void empty_cache() { check(cudaMemPoolTrimTo(pool(), 0), "cudaMemPoolTrimTo"); }
 
 void copy_to_device(void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;
-  cudaStreamCaptureStatus status;
-  check(cudaStreamIsCapturing(current_stream(), &status), "cudaStreamIsCapturing");
-  if (status != cudaStreamCaptureStatusNone) {
+  if (capturing()) {
     throw std::runtime_error("lec7.cuda: a graph does not record copies from the host; make the array before");
   }
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, current_stream()), "cudaMemcpyAsync");
@@ -200,7 +215,9 @@ void copy_to_device(void* to, const void* from, std::size_t bytes) {
   else if (memory.type != cudaMemoryTypeUnregistered) check(cudaStreamSynchronize(current_stream()), "cudaMemcpyAsync");
 }
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, current_stream()), "cudaMemcpyAsync");
+  if (bytes > 0 && !capturing()) {  // synchronize() refuses to be recorded
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, current_stream()), "cudaMemcpyAsync");
+  }
   synchronize();
 }
 void copy_on_device(void* to, const void* from, std::size_t bytes) {

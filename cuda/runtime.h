@@ -49,6 +49,10 @@ void synchronize();
 
 // What cannot be done for the first time while a stream is captured.
 void prepare_capture();
+// Is the current stream captured: is its work recorded, and not done?
+bool capturing();
+// Throws while it is, where an op was given `argument` as a number: each replay would use the same one again.
+void refuse_recording(std::string_view op, std::string_view argument);
 
 // ---- memory ----
 

@@ -129,6 +129,7 @@ def global_norm(grads: ndarray) -> float:
     sqrt(sum of grads^2)
 
     Args:    grads: any shape, float32|float64.
+    Returns: the norm; on a GPU an array of shape () and float64, which ``float`` waits for.
     Source:  Pascanu, Mikolov, Bengio 2013, algorithm 1 (clipping by norm).
     """
     return float(np.sqrt(np.square(grads, dtype=np.float64).sum()))
