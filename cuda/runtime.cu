@@ -86,19 +86,20 @@ int current_device() {
   return device;
 }
 
-const Properties& properties() {
+const Properties& properties(int device) {
   static const std::vector<Properties> all = [] {
     std::vector<Properties> result;
-    for (int device = 0; device < device_count(); ++device) {
-      result.push_back({attribute(cudaDevAttrMultiProcessorCount, device),
-                        attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
-                            attribute(cudaDevAttrComputeCapabilityMinor, device),
-                        static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))});
+    for (int i = 0; i < device_count(); ++i) {
+      result.push_back(
+          {attribute(cudaDevAttrMultiProcessorCount, i),
+           attribute(cudaDevAttrComputeCapabilityMajor, i) * 10 + attribute(cudaDevAttrComputeCapabilityMinor, i),
+           static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, i))});
     }
     return result;
   }();
-  return all.at(static_cast<std::size_t>(current_device()));
+  return all.at(static_cast<std::size_t>(device));
 }
+const Properties& properties() { return properties(current_device()); }
 
 bool allow_tf32() { return tf32; }
 void set_allow_tf32(bool allow) { tf32 = allow; }

@@ -26,6 +26,7 @@ struct Properties {
   int compute_capability;  // 80 for 8.0
   std::size_t shared_per_block;
 };
+const Properties& properties(int device);
 const Properties& properties();  // of the current device
 
 // Whether matrix products and convolutions may round their operands to tf32 (10 bits of fraction) for tensor cores;

@@ -66,8 +66,9 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
   m.def("clip_scale", &clip_scale, py::arg("norm"), py::arg("limit"),
         "What gradients of this norm are multiplied by so that it is at most `limit`: 1, or limit / norm.");
   m.def(
-      "compute_capability", [] { return cuda::properties().compute_capability; },
-      "The chip of the thread's GPU: 90 for 9.0.");
+      "compute_capability", [](int device) { return cuda::properties(device).compute_capability; }, py::arg("device"),
+      "The GPU's chip: 90 for 9.0.");
+  m.def("current_device", &cuda::current_device, "The thread's GPU.");
   m.def("zeros", &zeros, py::arg("shape"), "Zeros of float32 on the current device.");
   m.def("to_device", &to_device, py::arg("array"), "A copy of an array on the current device; its dtype stays.");
 #if defined(LEC7_CUDA_HOST)
