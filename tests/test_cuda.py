@@ -194,6 +194,22 @@ def test_the_first_of_many_values_is_named(cuda):
         cuda.synchronize()
 
 
+def test_a_replay_reports_the_values_of_its_time(cuda):
+    """With the shape of its own arrays, whatever was checked since it was recorded."""
+    tokens, weight = cuda.to_device(np.zeros((2, 3), np.int64)), cuda.to_device(np.zeros((4, 5), np.float32))
+    with cuda.Graph() as graph:
+        cuda.embedding_forward(tokens, weight)
+    for n in range(1, 200):
+        cuda.embedding_forward(cuda.to_device(np.zeros(n, np.int64)), cuda.zeros((n, 1)))
+    graph.replay()
+    cuda.synchronize()
+    for bad in (4, -1):
+        tokens[...] = np.array([[0, 1, 2], [3, 3, bad]])
+        graph.replay()
+        with pytest.raises(ValueError, match=rf"embedding: tokens is {bad} at \(1, 2\), outside \[0, 4\)"):
+            cuda.synchronize()
+
+
 def test_the_first_of_several_ops_is_reported_once(cuda):
     weight = cuda.to_device(np.zeros((3, 2), np.float32))
     targets = cuda.to_device(np.array([0.5, 2], np.float32))
