@@ -103,6 +103,21 @@ def test_training_agrees_with_the_cpu(rule):
         np.testing.assert_allclose(tensors[name], expected, rtol=0, atol=1e-5, err_msg=name)
 
 
+def test_a_step_waits_when_all_of_it_is_launched(monkeypatch):
+    trainer, done = trainer_on("cuda", "adamw"), []
+
+    def noting(name, function):
+        return lambda *args, **options: (done.append(name), function(*args, **options))[1]
+
+    monkeypatch.setattr(trainer.model, "backward", noting("backward", trainer.model.backward))
+    monkeypatch.setattr(ops, "global_norm", noting("norm", ops.global_norm))
+    monkeypatch.setattr(ops, "adam_update_", noting("update", ops.adam_update_))
+    for name in ("numpy", "item", "__float__"):
+        monkeypatch.setattr(cuda.Array, name, noting("wait", getattr(cuda.Array, name)))
+    trainer.step(*images(0))
+    assert done == ["backward", "norm", "wait", "wait", "update"]  # the second finds the loss done
+
+
 def test_training_repeats_bit_for_bit():
     first, second = trainer_on("cuda", "adamw"), trainer_on("cuda", "adamw")
     for step in range(2):
