@@ -108,7 +108,9 @@ struct AdamFactors {
   }
 };
 
-__global__ void adam_factors_kernel(Adam o, AdamFactors* factors) { *factors = AdamFactors::of(o); }
+__global__ void __launch_bounds__(1) adam_factors_kernel(Adam o, AdamFactors* factors) {
+  *factors = AdamFactors::of(o);
+}
 
 struct AdamUpdate {
   AdamFactors known;
@@ -166,7 +168,7 @@ struct FinishNorm {
   __device__ void operator()(double squares) const { *norm = sqrt(squares); }
 };
 
-__global__ void clip_scale_kernel(const double* norm, double limit, double* scale) {
+__global__ void __launch_bounds__(1) clip_scale_kernel(const double* norm, double limit, double* scale) {
   *scale = *norm <= limit ? 1 : limit / *norm;
 }
 

@@ -1,5 +1,6 @@
 """Networks on a GPU, or on the host build of its kernels: as on the CPU, and from one to the other."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -404,3 +405,10 @@ def test_what_a_graph_cannot_record_is_refused():
     refused("while a graph records; read results", lambda: trainer.step(*batch))
     assert trainer.step_count == trainer.optimizer.steps == state[1]["step_count"] + 1
     cuda.synchronize()
+
+
+def test_the_example_of_the_documentation(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "cuda.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "docs/cuda.md", "exec"), {})
+    assert re.fullmatch(r"33 \d\.\d+\n", capsys.readouterr().out)

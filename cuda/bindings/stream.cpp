@@ -133,9 +133,10 @@ class Graph {
       const auto [function, dtype] = py::cast<std::pair<py::function, py::object>>(call);
       const py::object number = function();
       if (dtype.is_none()) continue;
-      if (dtype.equal(py::str("float64"))) numbers.push_back(std::bit_cast<Index>(PyFloat_AsDouble(number.ptr())));
-      // Modulo 2^64: a counter may have all bits.
-      else numbers.push_back(static_cast<Index>(PyLong_AsUnsignedLongLongMask(number.ptr())));
+      numbers.push_back(dtype.equal(py::str("float64"))
+                            ? std::bit_cast<Index>(PyFloat_AsDouble(number.ptr()))
+                            // Modulo 2^64: a counter may use all bits.
+                            : std::bit_cast<Index>(PyLong_AsUnsignedLongLongMask(number.ptr())));
       if (PyErr_Occurred() != nullptr) throw py::error_already_set();
     }
     cuda::send_words(numbers, static_cast<Index*>(numbers_->data));
