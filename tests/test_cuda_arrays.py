@@ -8,7 +8,7 @@ import pytest
 
 from lec7 import _cpu
 
-DTYPES = (np.float32, np.float64, np.int32, np.int64, np.bool_)
+DTYPES = (np.float16, np.float32, np.float64, np.int32, np.int64, np.bool_)
 
 
 @pytest.fixture
@@ -62,6 +62,43 @@ def test_sums_and_transposes(cuda, x):
     assert (float(number), number.item(), int(number)) == (1.5, 1.5, 1)
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_half_types_round_to_the_nearest(cuda, rng, shift):
+    # Halfway cases to the even one, subnormal and too large numbers, and neighbours of all of them.
+    x = np.concatenate([rng.standard_normal(1000), 2.0 ** np.arange(-30, 17), [0, -0.0, np.inf, -np.inf]])
+    x = np.concatenate([x, x * (1 + 2**-11), x * (1 + 3 * 2**-11), x * (1 + 2**-8), x * (1 + 3 * 2**-8)])
+    x = x.astype(np.float32)[shift:]
+    device = cuda.to_device(np.append(np.zeros(shift, np.float32), x))[shift:]
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(device.astype("float16").numpy(), x.astype(np.float16))
+    bits = x.view(np.uint32)
+    kept = ((bits.astype(np.uint64) + 0x7FFF + (bits >> 16 & 1)) >> 16 << 16).astype(np.uint32)
+    narrow = device.astype("bfloat16")
+    np.testing.assert_array_equal(narrow.astype(np.float32).numpy(), kept.view(np.float32))
+    assert np.isnan(cuda.to_device(np.float32(np.nan)).astype("bfloat16").item())
+    assert (narrow.dtype, narrow.nbytes, narrow[7].item()) == ("bfloat16", 2 * x.size, kept.view("f4")[7])
+    again = narrow.astype("float16").astype("bfloat16")  # numbers that both have come back
+    both = np.abs(kept.view(np.float32)) < 2**15
+    both &= np.abs(kept.view(np.float32)) >= 2**-14
+    np.testing.assert_array_equal(again.astype("float32").numpy()[both], kept.view(np.float32)[both])
+
+
+def test_what_bfloat16_lacks_is_said(cuda, x):
+    narrow = cuda.to_device(x).astype("bfloat16")
+    with pytest.raises(TypeError, match=r"NumPy has no bfloat16; array.astype\(\"float32\"\)"):
+        narrow.numpy()
+    assert not hasattr(narrow, "__cuda_array_interface__")
+    with pytest.raises(TypeError, match="to float32, float16 or bfloat16; got int32"):
+        narrow.astype("int32")
+    with pytest.raises(TypeError, match="from float32, float16 or bfloat16; the array is int32"):
+        cuda.to_device(np.arange(3, dtype=np.int32)).astype("float16")
+    with pytest.raises(TypeError, match="x must be float32 on a GPU; got dtype bfloat16"):
+        cuda.relu_forward(narrow)
+    back = cuda.from_dlpack(narrow)
+    assert back.dtype == "bfloat16"
+    np.testing.assert_array_equal(back.astype("float32").numpy(), narrow.astype("float32").numpy())
+
+
 def test_what_is_not_possible_is_refused(cuda, x):
     device = cuda.to_device(x)
     for error, call in {
@@ -71,7 +108,7 @@ def test_what_is_not_possible_is_refused(cuda, x):
         ),
         (TypeError, "does not read a GPU's memory"): lambda: np.asarray(device),
         (TypeError, "not implemented|not supported|unsupported"): lambda: x + device,
-        (TypeError, "float32, float64, int32"): lambda: cuda.to_device(x.astype(np.complex64)),
+        (TypeError, "float16, float32, float64, int32"): lambda: cuda.to_device(x.astype(np.complex64)),
         (TypeError, "dtype|value"): lambda: device.__setitem__(..., x.astype(float)),
         (ValueError, "shapes are equal"): lambda: device.__setitem__(..., x[0]),
         (ValueError, "same shape"): lambda: device + device[0],

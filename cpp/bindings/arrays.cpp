@@ -129,6 +129,12 @@ Array mask_array(std::string_view op, const char* argument, py::handle value) {
 Array optional_float_array(std::string_view op, const char* argument, py::handle value) {
   return value.is_none() ? Array() : float_array(op, argument, value);
 }
+Array any_float_array(std::string_view op, const char* argument, py::handle value) {
+  return float_array(op, argument, value);
+}
+Array optional_any_float_array(std::string_view op, const char* argument, py::handle value) {
+  return optional_float_array(op, argument, value);
+}
 Array host_integer_array(std::string_view op, const char* argument, py::handle value) {
   return integer_array(op, argument, value);
 }
@@ -169,20 +175,6 @@ bool may_share_memory(py::handle a, py::handle b) {
   const auto [a_low, a_high] = bounds(as_array(a));
   const auto [b_low, b_high] = bounds(as_array(b));
   return a_low < b_high && b_low < a_high;
-}
-
-DType common_dtype(std::string_view op, std::initializer_list<NamedArray> arrays) {
-  const NamedArray* first = nullptr;
-  for (const NamedArray& a : arrays) {
-    if (!a.array.given()) continue;
-    if (first == nullptr) first = &a;
-    if (a.array.dtype() != first->array.dtype()) {
-      throw py::type_error(std::string(op) + ": all arrays have one dtype; " + first->name + " is " +
-                           name_of(first->array.dtype()) + " of shape " + first->array.shape().str() + ", " + a.name +
-                           " is " + name_of(a.array.dtype()) + " of shape " + a.array.shape().str());
-    }
-  }
-  return first->array.dtype();
 }
 
 Array new_array(DType dtype, const Shape& shape) {

@@ -12,17 +12,20 @@
 
 #include "lec7/activation.h"
 #include "lec7/array.h"
+#include "lec7/half.h"
 
 namespace lec7::bindings {
 
 namespace py = pybind11;
 
-enum class DType { float32, float64, int32, int64, boolean };
+enum class DType { float32, float64, float16, bfloat16, int32, int64, boolean };
 
 inline const char* name_of(DType dtype) {
   switch (dtype) {
     case DType::float32: return "float32";
     case DType::float64: return "float64";
+    case DType::float16: return "float16";
+    case DType::bfloat16: return "bfloat16";
     case DType::int32: return "int32";
     case DType::int64: return "int64";
     default: return "bool";
@@ -33,6 +36,8 @@ inline std::size_t item_size(DType dtype) {
   switch (dtype) {
     case DType::float32:
     case DType::int32: return 4;
+    case DType::float16:
+    case DType::bfloat16: return 2;
     case DType::boolean: return 1;
     default: return 8;
   }
@@ -71,6 +76,9 @@ Array mask_array(std::string_view op, const char* argument, py::handle value);  
 Array host_integer_array(std::string_view op, const char* argument, py::handle value);
 // None gives an Array that is not `given`.
 Array optional_float_array(std::string_view op, const char* argument, py::handle value);
+// The same, also of float16 and bfloat16 on a GPU.
+Array any_float_array(std::string_view op, const char* argument, py::handle value);
+Array optional_any_float_array(std::string_view op, const char* argument, py::handle value);
 // An array to be changed in place: contiguous, writeable, never copied.
 Array inout_array(std::string_view op, const char* argument, py::handle value);
 // Where a number is that lies on the GPU, as an array of shape () of this dtype; null: the host has it.
@@ -83,7 +91,19 @@ struct NamedArray {
   const char* name;
   const Array& array;
 };
-DType common_dtype(std::string_view op, std::initializer_list<NamedArray> arrays);
+inline DType common_dtype(std::string_view op, std::initializer_list<NamedArray> arrays) {
+  const NamedArray* first = nullptr;
+  for (const NamedArray& a : arrays) {
+    if (!a.array.given()) continue;
+    if (first == nullptr) first = &a;
+    if (a.array.dtype() != first->array.dtype()) {
+      throw py::type_error(std::string(op) + ": all arrays have one dtype; " + first->name + " is " +
+                           name_of(first->array.dtype()) + " of shape " + first->array.shape().str() + ", " + a.name +
+                           " is " + name_of(a.array.dtype()) + " of shape " + a.array.shape().str());
+    }
+  }
+  return first->array.dtype();
+}
 
 // A result: from the caching allocator where it is large.
 Array new_array(DType dtype, const Shape& shape);
@@ -92,13 +112,23 @@ Array new_scalar(DType dtype, double value);
 // A result of shape () as its user gets it: a Python number, or, on a GPU, the array.
 py::object number_of(const Array& scalar);
 
-// Calls body<T>() for float32 or float64; CUDA has float32 alone.
+// Calls body<T>() for float32 or float64; on CUDA for float32 alone.
 template <class Body>
 void with_float([[maybe_unused]] DType dtype, Body&& body) {
 #if !defined(LEC7_BACKEND_CUDA)
   if (dtype == DType::float64) return body.template operator()<double>();
 #endif
   body.template operator()<float>();
+}
+
+// The same, also for float16 and bfloat16 on CUDA.
+template <class Body>
+void with_any_float(DType dtype, Body&& body) {
+#if defined(LEC7_BACKEND_CUDA)
+  if (dtype == DType::float16) return body.template operator()<float16>();
+  if (dtype == DType::bfloat16) return body.template operator()<bfloat16>();
+#endif
+  with_float(dtype, body);
 }
 
 // A gradient that a backward may be asked for, and the array that it should be written to (None: a new one).

@@ -58,6 +58,12 @@ Array mask_array(std::string_view op, const char* argument, py::handle value) {
 Array optional_float_array(std::string_view op, const char* argument, py::handle value) {
   return value.is_none() ? Array() : float_array(op, argument, value);
 }
+Array any_float_array(std::string_view op, const char* argument, py::handle value) {
+  return input(op, argument, value, {DType::float32, DType::float16, DType::bfloat16}, "float32, float16 or bfloat16");
+}
+Array optional_any_float_array(std::string_view op, const char* argument, py::handle value) {
+  return value.is_none() ? Array() : any_float_array(op, argument, value);
+}
 Array inout_array(std::string_view op, const char* argument, py::handle value) {
   return float_array(op, argument, value);
 }
@@ -97,8 +103,6 @@ bool may_share_memory(py::handle a, py::handle b) {
   return x_low < y_low + y.bytes() && y_low < x_low + x.bytes();
 }
 
-DType common_dtype(std::string_view, std::initializer_list<NamedArray>) { return DType::float32; }
-
 Array new_array(DType dtype, const Shape& shape) { return wrap(new_device_array(dtype, shape)); }
 
 Array new_scalar(DType dtype, double value) {
@@ -110,7 +114,7 @@ Array new_scalar(DType dtype, double value) {
 Array gradient_array(const Wanted& gradient, DType dtype, const Shape& shape) {
   if (!gradient.wanted) return {};
   if (gradient.into.is_none()) return new_array(dtype, shape);
-  Array array = inout_array(gradient.op, gradient.name, gradient.into);
+  Array array = input(gradient.op, gradient.name, gradient.into, {dtype}, name_of(dtype));
   if (!(array.shape() == shape)) {
     fail(gradient.op, std::string("the array given for ") + gradient.name + " must have the gradient's shape",
          {{gradient.name, array.shape()}, {"gradient", shape}});

@@ -16,12 +16,13 @@ namespace {
 DType dtype_of(const py::array& array) {
   const char kind = array.dtype().kind();
   const py::ssize_t size = array.itemsize();
+  if (kind == 'f' && size == 2) return DType::float16;
   if (kind == 'f' && size == 4) return DType::float32;
   if (kind == 'f' && size == 8) return DType::float64;
   if (kind == 'i' && size == 4) return DType::int32;
   if (kind == 'i' && size == 8) return DType::int64;
   if (kind == 'b') return DType::boolean;
-  throw py::type_error("to_device: float32, float64, int32, int64 or bool; got dtype " +
+  throw py::type_error("to_device: float16, float32, float64, int32, int64 or bool; got dtype " +
                        std::string(py::str(array.dtype())));
 }
 
@@ -44,10 +45,53 @@ py::tuple shape_tuple(const Shape& shape) {
 
 py::array to_numpy(const DeviceArray& array) {
   usable(array);
+  if (array.dtype == DType::bfloat16) {
+    throw py::type_error("lec7.cuda.Array: NumPy has no bfloat16; array.astype(\"float32\").numpy() is exact");
+  }
   py::array result(py::dtype(name_of(array.dtype)), std::vector<py::ssize_t>(array.shape.begin(), array.shape.end()));
   void* const data = result.mutable_data();
   const py::gil_scoped_release unlocked;
   cuda::copy_to_host(data, array.data, array.bytes());
+  return result;
+}
+
+DeviceArray copied(const DeviceArray& array) {
+  DeviceArray result = new_device_array(usable(array).dtype, array.shape);
+  cuda::copy_on_device(result.data, array.data, array.bytes());
+  return result;
+}
+
+// A dtype as users write it: "float16", numpy.float16, numpy.dtype("float16"); NumPy has no "bfloat16".
+std::string written_name(py::handle dtype) {
+  if (py::isinstance<py::str>(dtype)) return py::str(dtype);
+  return py::str(py::dtype::from_args(py::reinterpret_borrow<py::object>(dtype)).attr("name"));
+}
+
+bool has_16_bits(const DeviceArray& array) { return array.dtype == DType::float16 || array.dtype == DType::bfloat16; }
+
+// A copy in float32, float16 or bfloat16, each number rounded to the nearest.
+DeviceArray converted(const DeviceArray& array, const std::string& name) {
+  usable(array);
+  const auto dtype_named = [&] {
+    for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
+      if (name == name_of(dtype)) return dtype;
+    }
+    throw py::type_error("astype: to float32, float16 or bfloat16; got " + name);
+  };
+  const DType dtype = dtype_named();
+  if (dtype == array.dtype) return copied(array);
+  if (array.dtype != DType::float32 && !has_16_bits(array)) {
+    throw py::type_error(std::string("astype: from float32, float16 or bfloat16; the array is ") +
+                         name_of(array.dtype));
+  }
+  DeviceArray result = new_device_array(dtype, array.shape);
+  with_any_float(array.dtype, [&]<class From> {
+    with_any_float(dtype, [&]<class To> {
+      if constexpr (!std::is_same_v<From, To>) {
+        cuda::convert(array.shape.size(), static_cast<const From*>(array.data), static_cast<To*>(result.data));
+      }
+    });
+  });
   return result;
 }
 
@@ -56,7 +100,7 @@ py::object item(const DeviceArray& array) {
   if (array.shape.size() != 1) {
     fail("lec7.cuda.Array", "only an array of one element is a number", {{"array", array.shape}});
   }
-  return to_numpy(array).attr("item")();
+  return to_numpy(has_16_bits(array) ? converted(array, "float32") : array).attr("item")();
 }
 
 DeviceArray reshaped(const DeviceArray& array, const py::args& args) {
@@ -135,12 +179,6 @@ DeviceArray transposed(const DeviceArray& array, const py::args& args) {
   return result;
 }
 
-DeviceArray copied(const DeviceArray& array) {
-  DeviceArray result = new_device_array(usable(array).dtype, array.shape);
-  cuda::copy_on_device(result.data, array.data, array.bytes());
-  return result;
-}
-
 void assign(const DeviceArray& to, const py::object& index, py::handle value) {
   if (!index.is(py::ellipsis()))
     throw py::index_error("lec7.cuda.Array: only all of it is assigned: array[...] = value");
@@ -183,6 +221,9 @@ py::dict interface(const DeviceArray& array) {
   usable(array);
   py::dict result;
   result["shape"] = shape_tuple(array.shape);
+  if (array.dtype == DType::bfloat16) {  // so that hasattr is false, as for whatever has no such interface
+    throw py::attribute_error("lec7.cuda.Array: __cuda_array_interface__ has no bfloat16; DLPack has");
+  }
   result["typestr"] = py::dtype(name_of(array.dtype)).attr("str");
   result["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(array.data), false);
   result["version"] = 3;
@@ -271,7 +312,13 @@ void bind_device_array(py::module_& m) {
       .def_property_readonly("ndim", [](const DeviceArray& a) { return a.shape.rank(); })
       .def_property_readonly("size", [](const DeviceArray& a) { return a.shape.size(); })
       .def_property_readonly("nbytes", &DeviceArray::bytes)
-      .def_property_readonly("dtype", [](const DeviceArray& a) { return py::dtype(name_of(a.dtype)); })
+      .def_property_readonly(
+          "dtype",
+          [](const DeviceArray& a) -> py::object {
+            if (a.dtype == DType::bfloat16) return py::str(name_of(a.dtype));
+            return py::dtype(name_of(a.dtype));
+          },
+          "NumPy's; of bfloat16, which NumPy has not, the name.")
       .def_property_readonly("device", [](const DeviceArray& a) { return "cuda:" + std::to_string(a.block->device()); })
       .def("numpy", &to_numpy, "A copy as a NumPy array; waits for the stream.")
       .def("item", &item, "The one element as a Python number; waits for the stream.")
@@ -285,6 +332,9 @@ void bind_device_array(py::module_& m) {
       .def("reshape", &reshaped, "The same memory with another shape; one size may be -1.")
       .def("__getitem__", &sliced, py::arg("index"), "array[i] or array[i:j]: a view.")
       .def("copy", &copied)
+      .def(
+          "astype", [](const DeviceArray& a, py::handle dtype) { return converted(a, written_name(dtype)); },
+          py::arg("dtype"), "A copy in float32, float16 or bfloat16, each number rounded to the nearest.")
       .def("transpose", &transposed, "A copy with the axes in another order: transpose(1, 0).")
       .def("__setitem__", &assign, py::arg("index"), py::arg("value"),
            "array[...] = a NumPy or device array of the same shape and dtype.")

@@ -10,7 +10,7 @@ struct DLDevice {
   std::int32_t type, id;
 };
 struct DLDataType {
-  std::uint8_t code, bits;  // code: 0 int, 2 float, 6 bool
+  std::uint8_t code, bits;  // code: 0 int, 2 float, 4 bfloat, 6 bool
   std::uint16_t lanes;
 };
 struct DLTensor {
@@ -34,19 +34,22 @@ constexpr const char* kTaken = "used_dltensor";
 DLDataType dl_type(DType dtype) {
   const auto bits = static_cast<std::uint8_t>(item_size(dtype) * 8);
   switch (dtype) {
+    case DType::float16:
     case DType::float32:
     case DType::float64: return {2, bits, 1};
+    case DType::bfloat16: return {4, bits, 1};
     case DType::boolean: return {6, bits, 1};
     default: return {0, bits, 1};
   }
 }
 
 DType dtype_of(const DLDataType& type) {
-  for (const DType dtype : {DType::float32, DType::float64, DType::int32, DType::int64, DType::boolean}) {
+  for (const DType dtype :
+       {DType::float16, DType::bfloat16, DType::float32, DType::float64, DType::int32, DType::int64, DType::boolean}) {
     const DLDataType mine = dl_type(dtype);
     if (mine.code == type.code && mine.bits == type.bits && type.lanes == 1) return dtype;
   }
-  throw py::type_error("from_dlpack: float32, float64, int32, int64 or bool");
+  throw py::type_error("from_dlpack: float16, bfloat16, float32, float64, int32, int64 or bool");
 }
 
 // An exported array keeps its block alive until the consumer lets go of it.
