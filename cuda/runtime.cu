@@ -86,19 +86,20 @@ int current_device() {
   return device;
 }
 
-const Properties& properties() {
+const Properties& properties(int device) {
   static const std::vector<Properties> all = [] {
     std::vector<Properties> result;
-    for (int device = 0; device < device_count(); ++device) {
-      result.push_back({attribute(cudaDevAttrMultiProcessorCount, device),
-                        attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
-                            attribute(cudaDevAttrComputeCapabilityMinor, device),
-                        static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))});
+    for (int i = 0; i < device_count(); ++i) {
+      result.push_back(
+          {attribute(cudaDevAttrMultiProcessorCount, i),
+           attribute(cudaDevAttrComputeCapabilityMajor, i) * 10 + attribute(cudaDevAttrComputeCapabilityMinor, i),
+           static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, i))});
     }
     return result;
   }();
-  return all.at(static_cast<std::size_t>(current_device()));
+  return all.at(static_cast<std::size_t>(device));
 }
+const Properties& properties() { return properties(current_device()); }
 
 Peaks peaks() {
   // Multiply-adds of a multiprocessor in a clock: CUDA C++ Programming Guide, "Arithmetic Instructions"; for tensor
@@ -134,7 +135,24 @@ cudaStream_t current_stream() { return stream_in_use.get(); }
 const Stream& shared_current_stream() { return stream_in_use; }
 void set_current_stream(Stream stream) { stream_in_use = std::move(stream); }
 
+bool capturing() {
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(current_stream(), &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void refuse_recording(std::string_view op, std::string_view argument) {
+  if (!capturing()) return;
+  throw std::runtime_error(std::string(op) + ": a graph would repeat this " + std::string(argument) +
+                           " at every replay; while it records, give an int64 array of shape () that changes "
+                           "(lec7.cuda.Graph.each_replay)");
+}
+
 void synchronize() {
+  if (capturing()) {
+    throw std::runtime_error(
+        "lec7.cuda: nothing can be waited for while a graph records; read results (numpy, item, float) after replay()");
+  }
   const cudaError_t error = cudaStreamSynchronize(current_stream());
   if (error != cudaSuccess) {
     const std::string kernels = launched_last();
@@ -172,7 +190,7 @@ void* allocate(std::size_t bytes) {
   void* block = nullptr;
   pool();
   cudaError_t error = cudaMallocAsync(&block, bytes, current_stream());
-  if (error == cudaErrorMemoryAllocation) {
+  if (error == cudaErrorMemoryAllocation && !capturing()) {
     cudaGetLastError();
     synchronize();
     empty_cache();
@@ -215,9 +233,7 @@ void empty_cache() { check(cudaMemPoolTrimTo(pool(), 0), "cudaMemPoolTrimTo"); }
 
 void copy_to_device(void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;
-  cudaStreamCaptureStatus status;
-  check(cudaStreamIsCapturing(current_stream(), &status), "cudaStreamIsCapturing");
-  if (status != cudaStreamCaptureStatusNone) {
+  if (capturing()) {
     throw std::runtime_error("lec7.cuda: a graph does not record copies from the host; make the array before");
   }
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, current_stream()), "cudaMemcpyAsync");
@@ -227,7 +243,9 @@ void copy_to_device(void* to, const void* from, std::size_t bytes) {
   else if (memory.type != cudaMemoryTypeUnregistered) check(cudaStreamSynchronize(current_stream()), "cudaMemcpyAsync");
 }
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, current_stream()), "cudaMemcpyAsync");
+  if (bytes > 0 && !capturing()) {  // synchronize() refuses to be recorded
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, current_stream()), "cudaMemcpyAsync");
+  }
   synchronize();
 }
 void copy_on_device(void* to, const void* from, std::size_t bytes) {

@@ -26,6 +26,7 @@ struct Properties {
   int compute_capability;  // 80 for 8.0
   std::size_t shared_per_block;
 };
+const Properties& properties(int device);
 const Properties& properties();  // of the current device
 
 // What the current device can do at most, at its highest clocks: FLOP/s (a multiply-add is two) of float32, of tensor
@@ -56,6 +57,10 @@ void synchronize();
 
 // What cannot be done for the first time while a stream is captured.
 void prepare_capture();
+// Is the current stream captured: is its work recorded, and not done?
+bool capturing();
+// Throws while it is, where an op was given `argument` as a number: each replay would use the same one again.
+void refuse_recording(std::string_view op, std::string_view argument);
 
 // ---- memory ----
 

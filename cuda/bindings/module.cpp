@@ -1,5 +1,6 @@
 #include "bindings/module.h"
 
+#include "../clip.h"
 #include "../runtime.h"
 #include "device_array.h"
 #include "stream.h"
@@ -41,6 +42,15 @@ py::dict device_info() {
   return info;
 }
 
+// A factor for gradients of this norm; both stay on the device.
+DeviceArray clip_scale(py::handle norm, double limit) {
+  const void* const at = number_on_device("clip_scale", "norm", norm, DType::float64);
+  if (at == nullptr) throw py::type_error("clip_scale: norm is a lec7.cuda.Array, as global_norm gives it");
+  DeviceArray scale = new_device_array(DType::float64, Shape{});
+  cuda::clip_scale(static_cast<const double*>(at), limit, static_cast<double*>(scale.data));
+  return scale;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(LEC7_MODULE, m) {
@@ -76,6 +86,12 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
       "set_allow_tf32", &cuda::set_allow_tf32, py::arg("allow"),
       "Let products and convolutions round their operands to tf32 (10 bits of fraction, the sums stay float32), which "
       "tensor cores multiply faster, from compute capability 8.0 on. At first they may not.");
+  m.def("clip_scale", &clip_scale, py::arg("norm"), py::arg("limit"),
+        "What gradients of this norm are multiplied by so that it is at most `limit`: 1, or limit / norm.");
+  m.def(
+      "compute_capability", [](int device) { return cuda::properties(device).compute_capability; }, py::arg("device"),
+      "The GPU's chip: 90 for 9.0.");
+  m.def("current_device", &cuda::current_device, "The thread's GPU.");
   m.def("zeros", &zeros, py::arg("shape"), "Zeros of float32 on the current device.");
   m.def("to_device", &to_device, py::arg("array"), "A copy of an array on the current device; its dtype stays.");
 #if defined(LEC7_CUDA_HOST)
