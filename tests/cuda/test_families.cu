@@ -4,6 +4,7 @@
 #include <initializer_list>
 
 #include "device.h"
+#include "half.h"
 #include "lec7/attention.h"
 #include "lec7/conv.h"
 #include "lec7/conv_transpose.h"
@@ -37,6 +38,13 @@ struct Results {
 
  private:
   static std::vector<float> floats(const std::vector<float>& values) { return values; }
+  template <class T>
+    requires is_half<T>
+  static std::vector<float> floats(const std::vector<T>& values) {
+    std::vector<float> result;
+    for (const T x : values) result.push_back(to_float(x));
+    return result;
+  }
   template <class T>
   static std::vector<float> floats(const std::vector<T>& values) {
     return std::vector<float>(values.begin(), values.end());
@@ -74,9 +82,22 @@ void same_in_every_order(Op&& op, const Place& place = Place::current()) {
 #endif
 }
 
-Device<float> floats(Index count, unsigned seed) { return Device<float>(random_floats(count, seed)); }
+template <class T = float>
+Device<T> floats(Index count, unsigned seed) {
+  const std::vector<float> values = random_floats(count, seed);
+  if constexpr (is_half<T>) {
+    std::vector<T> rounded;
+    for (const float x : values) rounded.push_back(from_float<T>(x));
+    return Device<T>(rounded);
+  } else {
+    return Device<T>(values);
+  }
+}
 Device<float> floats(const Shape& shape, unsigned seed) { return floats(shape.size(), seed); }
-Device<float> empty(Index count) { return Device<float>(static_cast<std::size_t>(count)); }
+template <class T = float>
+Device<T> empty(Index count) {
+  return Device<T>(static_cast<std::size_t>(count));
+}
 Device<float> empty(const Shape& shape) { return empty(shape.size()); }
 
 std::vector<std::int32_t> random_integers(Index count, int end, unsigned seed) {
