@@ -202,7 +202,7 @@ def agrees_in_half(device, half, q, k, v, dy, **options):
     """Forward and backward near the reference on the rounded arrays (backward: on y as it was stored).
 
     Two roundings of the type lead to a result: of p or ds before a product, and its own. A product has many
-    of the first, so twice that is allowed. lse is as exact as in float32.
+    of the first, so three are allowed. lse is as exact as in float32.
     """
     q, k, v, dy = (rounded(half, a) for a in (q, k, v, dy))
     ops = device.storing(half)
@@ -222,7 +222,7 @@ def agrees_in_half(device, half, q, k, v, dy, **options):
         if name in ("dq", "dk") and k.shape[2] == 1:  # one key alone: its p does not change
             np.testing.assert_allclose(result, 0, atol=1e-5)
         else:
-            near_in_half(f"{name} of {q.shape}, {v.shape}, {options}", half, result, expected, roundings=4)
+            near_in_half(f"{name} of {q.shape}, {v.shape}, {options}", half, result, expected, roundings=3)
 
 
 @pytest.mark.parametrize("half", HALVES)
@@ -297,7 +297,7 @@ def test_attention_of_16_bits_takes_any_alignment(half, cuda, rng):
         for name, one, other in zip(("y", *GRADIENTS), *results, strict=True):
             assert str(one.dtype) == str(other.dtype) == half
             exact = other.astype("float32").numpy().astype(np.float64)
-            near_in_half(name, half, one.astype("float32").numpy(), exact, roundings=4)
+            near_in_half(name, half, one.astype("float32").numpy(), exact, roundings=3)
 
 
 @pytest.mark.parametrize("half", HALVES)
