@@ -5,9 +5,11 @@
 //               of the batch, and keeps its columns of Wh (backward: its rows) in shared memory from the first step to
 //               the last; all blocks meet once a step, where they exchange h (backward: dz) through L2. A step is
 //               2 N H G H FLOPs, and each block reads h of its rows, 4 H bytes a row (dz: 4 G H). Few rows take the
-//               time of the barrier and of one way through L2
-//   steps       where Wh does not fit, where rows are many, or for a single step: a matrix product and an elementwise
-//               kernel for each, bound by the reading of Wh, 4 G H H bytes, or by arithmetic
+//               time of the barrier and of one way through L2. For float16 and bfloat16: recurrent_mma.cu, with half of
+//               these bytes, twice the units in the same shared memory, and tensor cores
+//   steps       where Wh does not fit, where rows are many, for a single step, or for 16 bits without tensor cores: a
+//               matrix product and an elementwise kernel for each, bound by the reading of Wh, 4 G H H bytes (2 G H H),
+//               or by arithmetic
 //
 // The order of sums is the same from run to run. It depends on the sizes and, in the persistent kernels, on the number
 // of the GPU's multiprocessors.
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // products: null before the first step.
 template <int G, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     recurrent_step_backward_kernel(RecurrentShape s, RecurrentBackward<T> a, Carried<T> to, Index t,
                                    const float* products) {
 #pragma unroll 1

@@ -29,6 +29,7 @@ CHIPS = ("T4", "A100", "RTX 4090", "H100")  # of occupancy.cpp
 #: past the registers, loads of 16 bytes
 INSTRUCTIONS = {
     r"Tf32Tile": r"HMMA",
+    r"^recurrent_mma_": r"HMMA",
     r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
     r"^(gemm|conv)_kernel|^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
 }
