@@ -145,30 +145,39 @@ struct Tf32 {
 
 TEST(matrix_products_on_tensor_cores) {
   const Tf32 allowed;
-  for (const Index k : {9, 130}) {
-    const Index m = 131, n = 66;
-    auto a = floats(m * k, 1), b = floats(k * n, 2);
-    same_in_every_order([&] {
-      auto c = empty(m * n);
-      matmul<float>({m, n, k}, a.data(), false, b.data(), false, c.data());
-      return Results(c);
-    });
+  for (const auto& [m, n, k] : std::initializer_list<std::array<Index, 3>>{{131, 66, 9}, {132, 68, 140}}) {
+    for (const bool transpose_a : {false, true}) {
+      for (const bool transpose_b : {false, true}) {
+        const Trying scope(text("m=", m, ", n=", n, ", k=", k, ", transposed ", transpose_a, transpose_b));
+        auto a = floats(m * k, 1), b = floats(k * n, 2);
+        same_in_every_order([&] {
+          auto c = empty(m * n);
+          matmul<float>({m, n, k}, a.data(), transpose_a, b.data(), transpose_b, c.data());
+          return Results(c);
+        });
+      }
+    }
   }
 }
 
 TEST(convolutions_on_tensor_cores) {
   const Tf32 allowed;
-  const Shape x_shape{2, 9, 10, 19}, weight_shape{3, 3, 19, 68}, bias_shape{68};
-  ConvOptions options;
-  options.padding = {PaddingRule::numbers, {0, 1, 1}, {0, 1, 1}};
-  const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
-  auto x = floats(x_shape, 1), weight = floats(weight_shape, 2), bias = floats(bias_shape, 3), dy = floats(shape.y, 4);
-  same_in_every_order([&] {
-    auto y = empty(shape.y), dx = empty(x_shape), dweight = empty(weight_shape), dbias = empty(bias_shape);
-    conv_forward<float>(shape, x.data(), weight.data(), bias.data(), y.data());
-    conv_backward<float>(shape, dy.data(), x.data(), weight.data(), y.data(), dx.data(), dweight.data(), dbias.data());
-    return Results(y, dx, dweight, dbias);
-  });
+  for (const Index channels : {19, 20}) {
+    const Trying scope(text("channels=", channels));
+    const Shape x_shape{2, 9, 10, channels}, weight_shape{3, 3, channels, 68}, bias_shape{68};
+    ConvOptions options;
+    options.padding = {PaddingRule::numbers, {0, 1, 1}, {0, 1, 1}};
+    const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
+    auto x = floats(x_shape, 1), weight = floats(weight_shape, 2), bias = floats(bias_shape, 3),
+         dy = floats(shape.y, 4);
+    same_in_every_order([&] {
+      auto y = empty(shape.y), dx = empty(x_shape), dweight = empty(weight_shape), dbias = empty(bias_shape);
+      conv_forward<float>(shape, x.data(), weight.data(), bias.data(), y.data());
+      conv_backward<float>(shape, dy.data(), x.data(), weight.data(), y.data(), dx.data(), dweight.data(),
+                           dbias.data());
+      return Results(y, dx, dweight, dbias);
+    });
+  }
 }
 
 TEST(matrix_products) {
