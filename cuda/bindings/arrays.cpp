@@ -85,6 +85,17 @@ Array host_integer_array(std::string_view op, const char* argument, py::handle v
   return Array(array, data, array.itemsize() == 8 ? DType::int64 : DType::int32, shape);
 }
 
+const void* number_on_device(std::string_view op, const char* argument, py::handle value, DType dtype) {
+  if (!py::isinstance<DeviceArray>(value)) return nullptr;
+  const Array number = input(op, argument, value, {dtype}, name_of(dtype));
+  if (number.shape().rank() != 0) {
+    fail(op, std::string(argument) + " is a number, or an array of shape ()", {{argument, number.shape()}});
+  }
+  return number.data<void>();
+}
+
+py::object number_of(const Array& scalar) { return scalar.object(); }
+
 bool may_share_memory(py::handle a, py::handle b) {
   if (!py::isinstance<DeviceArray>(a) || !py::isinstance<DeviceArray>(b)) return false;
   const auto &x = py::cast<const DeviceArray&>(a), &y = py::cast<const DeviceArray&>(b);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <initializer_list>
 
+#include "clip.h"
 #include "device.h"
 #include "half.h"
 #include "lec7/attention.h"
@@ -504,9 +505,17 @@ TEST(optimizers) {
       rmsprop_update<float>({0.1, 0.9, 1e-8, 1e-4, 1}, n, q.data(), gradients.data(), square.data());
       adam_update<float>({0.1, 1, 0.9, 0.999, 1e-8, 1e-4, true, 1}, n, r.data(), gradients.data(), mean.data(),
                          variance.data());
-      Device<float> norm(std::vector<float>{static_cast<float>(global_norm<float>(n, gradients.data()))});
+      Device<double> norm(1), factor(1), lr(std::vector<double>{0.1});
+      global_norm<float>(n, gradients.data(), norm.data());
       scale<float>(n, p.data(), 0.5);
-      return Results(p, q, r, buffer, square, mean, variance, norm);
+      // The same from numbers on the device.
+      Device<Index> step(std::vector<Index>{2});
+      clip_scale(norm.data(), 1e-3, factor.data());
+      const Number<double> rate{0, lr.data()}, scaled{0, factor.data()};
+      sgd_update<float>({rate, 0.9, true, 1e-4, scaled}, n, p.data(), gradients.data(), buffer.data());
+      adam_update<float>({rate, {1, step.data()}, 0.9, 0.999, 1e-8, 1e-4, true, scaled}, n, r.data(), gradients.data(),
+                         mean.data(), variance.data());
+      return Results(p, q, r, buffer, square, mean, variance, norm, factor);
     });
   }
 }
