@@ -5,9 +5,11 @@
 //               of the batch, and keeps its columns of Wh (backward: its rows) in shared memory from the first step to
 //               the last; all blocks meet once a step, where they exchange h (backward: dz) through L2. A step is
 //               2 N H G H FLOPs, and each block reads h of its rows, 4 H bytes a row (dz: 4 G H). Few rows take the
-//               time of the barrier and of one way through L2
-//   steps       where Wh does not fit, where rows are many, or for a single step: a matrix product and an elementwise
-//               kernel for each, bound by the reading of Wh, 4 G H H bytes, or by arithmetic
+//               time of the barrier and of one way through L2. For float16 and bfloat16: recurrent_mma.cu, with half of
+//               these bytes, twice the units in the same shared memory, and tensor cores
+//   steps       where Wh does not fit, where rows are many, for a single step, or for 16 bits without tensor cores: a
+//               matrix product and an elementwise kernel for each, bound by the reading of Wh, 4 G H H bytes (2 G H H),
+//               or by arithmetic
 //
 // The order of sums is the same from run to run. It depends on the sizes and, in the persistent kernels, on the number
 // of the GPU's multiprocessors.
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // products: null before the first step.
 template <int G, class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     recurrent_step_backward_kernel(RecurrentShape s, RecurrentBackward<T> a, Carried<T> to, Index t,
                                    const float* products) {
 #pragma unroll 1
@@ -391,40 +393,6 @@ bool persistent_backward(const RecurrentShape& s, const RecurrentBackward<T>& a,
   }
 }
 
-// ---- products of stored arrays ----
-
-// An array as gemm and column_sum read it: as float32.
-template <class T>
-class InFloat {
- public:
-  InFloat(const T* x, Index count) : copy_(count) { convert(count, x, copy_.data()); }
-  const float* data() { return copy_.data(); }
-
- private:
-  Buffer<float> copy_;
-};
-template <>
-class InFloat<float> {
- public:
-  InFloat(const float* x, Index) : x_(x) {}
-  const float* data() { return x_; }
-
- private:
-  const float* x_;
-};
-
-// body(out) for an array of float32; one of 16 bits is rounded from it.
-template <class T, class Body>
-void write_rounded(T* out, Index count, Body&& body) {
-  if constexpr (is_half<T>) {
-    Buffer<float> wide(count);
-    body(wide.data());
-    convert(count, wide.data(), out);
-  } else {
-    body(out);
-  }
-}
-
 // to = from, or zeros.
 template <class T>
 void widen_or_zero(float* to, const T* from, Index n) {
@@ -459,14 +427,10 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
   Buffer<float> wide_products(is_half<T> ? rows * G * H : 0);
   float* x_products = wide_products.data();
   if constexpr (!is_half<T>) x_products = G == 1 ? a.hs : a.gates;
-  {
-    InFloat<T> x(a.x, rows * s.inputs), weight(a.weight_x, s.inputs * G * H), bias(a.bias, G * H);
-    gemm(rows, G * H, s.inputs, {x.data(), s.inputs}, {weight.data(), G * H}, x_products, G * H, bias.data());
-  }
+  gemm_unrounded<T>(rows, G * H, s.inputs, {a.x, s.inputs}, {a.weight_x, G * H}, x_products, G * H, a.bias);
   if (persistent_forward<G>(s, a, x_products)) return;
   Buffer<float> products(size * G);
   Buffer<T> state(a.reverse && a.lengths != nullptr ? size : 0);
-  InFloat<T> weight(a.weight_h, H * G * H);
   for (Index step = 0; step < s.steps; ++step) {
     const Index t = a.reverse ? s.steps - 1 - step : step;
     const T* h_before = step == 0 ? a.h0 : a.hs + (a.reverse ? t + 1 : t - 1) * size;
@@ -474,8 +438,7 @@ void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
       write_states(s, states_of(a), t, 1, state.data());
       h_before = state.data();
     }
-    InFloat<T> h(h_before, size);
-    gemm(s.batch, G * H, H, {h.data(), H}, {weight.data(), G * H}, products.data(), G * H);
+    gemm_unrounded<T>(s.batch, G * H, H, {h_before, H}, {a.weight_h, G * H}, products.data(), G * H);
     launch("recurrent_step_forward_kernel", recurrent_step_forward_kernel<G, T>, strided_grid(size), s, a, t,
            x_products, h_before, products.data());
   }
@@ -495,14 +458,13 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
 
   if (!persistent_backward<G>(s, a, to)) {
     Buffer<float> products(size);
-    InFloat<T> weight(a.weight_h, H * G * H);
     for (Index step = s.steps - 1; step >= 0; --step) {
       const Index t = a.reverse ? s.steps - 1 - step : step;
       launch("recurrent_step_backward_kernel", recurrent_step_backward_kernel<G, T>, strided_grid(size), s, a, to, t,
              step == s.steps - 1 ? nullptr : products.data());
       if (step == 0 && a.dh0 == nullptr) break;
-      InFloat<T> dz(to.dz_h + t * size * G, size * G);
-      gemm(s.batch, H, G * H, {dz.data(), G * H}, {weight.data(), G * H, true}, products.data(), H);
+      gemm_unrounded<T>(s.batch, H, G * H, {to.dz_h + t * size * G, G * H}, {a.weight_h, G * H, true}, products.data(),
+                        H);
     }
     if (a.dh0 != nullptr) {
       launch("recurrent_first_kernel", recurrent_first_kernel<T>, strided_grid(size), size, products.data(), to.dh,
@@ -513,33 +475,18 @@ void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
     if (a.dc0 != nullptr) convert(size, to.dc, a.dc0);
   }
 
-  InFloat<T> dz(to.dz_x, rows * G * H);
   if (a.dweight_x != nullptr) {
     Buffer<T> living(a.lengths != nullptr ? rows * s.inputs : 0);
     if (a.lengths != nullptr) {
       launch("recurrent_living_kernel", recurrent_living_kernel<Stored<T>>, strided_grid(rows * s.inputs), s, a.lengths,
              stored(a.x), stored(living.data()));
     }
-    InFloat<T> x(a.lengths != nullptr ? living.data() : a.x, rows * s.inputs);
-    write_rounded(a.dweight_x, s.inputs * G * H, [&](float* dweight) {
-      gemm(s.inputs, G * H, rows, {x.data(), s.inputs, true}, {dz.data(), G * H}, dweight, G * H);
-    });
+    gemm(s.inputs, G * H, rows, {a.lengths != nullptr ? living.data() : a.x, s.inputs, true}, {to.dz_x, G * H},
+         a.dweight_x, G * H);
   }
-  if (a.dweight_h != nullptr) {
-    InFloat<T> h(to.before, rows * H), dz_h(to.dz_h, rows * G * H);
-    write_rounded(a.dweight_h, H * G * H, [&](float* dweight) {
-      gemm(H, G * H, rows, {h.data(), H, true}, {dz_h.data(), G * H}, dweight, G * H);
-    });
-  }
-  if (a.dbias != nullptr) {
-    write_rounded(a.dbias, G * H, [&](float* dbias) { column_sum(rows, G * H, dz.data(), G * H, dbias); });
-  }
-  if (a.dx != nullptr) {
-    InFloat<T> weight(a.weight_x, s.inputs * G * H);
-    write_rounded(a.dx, rows * s.inputs, [&](float* dx) {
-      gemm(rows, s.inputs, G * H, {dz.data(), G * H}, {weight.data(), G * H, true}, dx, s.inputs);
-    });
-  }
+  if (a.dweight_h != nullptr) gemm(H, G * H, rows, {to.before, H, true}, {to.dz_h, G * H}, a.dweight_h, G * H);
+  if (a.dbias != nullptr) column_sum(rows, G * H, to.dz_x, G * H, a.dbias);
+  if (a.dx != nullptr) gemm(rows, s.inputs, G * H, {to.dz_x, G * H}, {a.weight_x, G * H, true}, a.dx, s.inputs);
 }
 
 std::span<const Index> lengths_of(const RecurrentShape& s, const Index* lengths) {

@@ -24,6 +24,11 @@ namespace {
 // multiplies every `groups`th tile of 16 columns over every `slices`th part of the depth, kPart numbers.
 constexpr int kRowsAtOnce = 8, kTileColumns = 16, kPart = 32, kWarps = kThreads / 32;
 constexpr int kTilesAtOnce = 8;  // of sums in a warp's registers, 4 each
+#if defined(__CUDA_ARCH__)
+constexpr bool kTensorCores = __CUDA_ARCH__ >= 800;  // without, the kernels are never launched, and empty
+#else
+constexpr bool kTensorCores = true;
+#endif
 
 struct MmaShare {
   int depth, parts;
@@ -177,6 +182,7 @@ struct MmaBlock {
 template <int G, class T>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrent_mma_forward_kernel(RecurrentShape s, RecurrentForward<T> a, const float* x_products, MmaShare share) {
+  if (!kTensorCores) return;
   LEC7_DYNAMIC_SHARED(shared, uint4);
   const MmaBlock<T> block(share, s, shared);
   const Index H = s.hidden;
@@ -223,6 +229,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int G, class T>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrent_mma_backward_kernel(RecurrentShape s, RecurrentBackward<T> a, Carried<T> to, MmaShare share) {
+  if (!kTensorCores) return;
   LEC7_DYNAMIC_SHARED(shared, uint4);
   const MmaBlock<T> block(share, s, shared);
   const Index H = s.hidden;

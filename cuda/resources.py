@@ -29,6 +29,7 @@ CHIPS = ("T4", "A100", "RTX 4090", "H100")  # of occupancy.cpp
 #: past the registers, loads of 16 bytes
 INSTRUCTIONS = {
     r"Tf32Tile": r"HMMA",
+    r"^recurrent_mma_": r"HMMA",
     r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel|^(attention|recurrent)_(forward|backward)_kernel": (
         r"LDGSTS"
     ),
