@@ -60,6 +60,7 @@ def test_sums_and_transposes(cuda, x):
     np.testing.assert_array_equal(same.numpy(), x + x + x)
     number = cuda.to_device(np.float32(1.5))
     assert (float(number), number.item(), int(number)) == (1.5, 1.5, 1)
+    assert (f"{number:.2f}", f"{number}") == ("1.50", repr(number))
 
 
 @pytest.mark.parametrize("shift", [0, 1])

@@ -323,6 +323,11 @@ void bind_device_array(py::module_& m) {
       .def("numpy", &to_numpy, "A copy as a NumPy array; waits for the stream.")
       .def("item", &item, "The one element as a Python number; waits for the stream.")
       .def("__float__", [](const DeviceArray& a) { return py::float_(item(a)); })
+      .def("__format__",
+           [](const py::object& self, const py::str& spec) -> py::object {
+             if (py::len(spec) == 0) return py::str(self);
+             return item(py::cast<const DeviceArray&>(self)).attr("__format__")(spec);
+           })
       .def("__int__", [](const DeviceArray& a) { return py::int_(item(a)); })
       .def("__len__",
            [](const DeviceArray& a) {

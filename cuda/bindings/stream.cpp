@@ -117,7 +117,8 @@ class Graph {
     const std::string name = py::str(dtype);
     if (!dtype.is_none() && name != "int64" && name != "float64")
       throw py::value_error("each_replay: dtype is int64 or float64");
-    if (used_ == kMostNumbers) throw std::runtime_error("lec7.cuda.Graph: more numbers than it has room for");
+    if (!dtype.is_none() && used_ == kMostNumbers)
+      throw std::runtime_error("lec7.cuda.Graph: at most " + std::to_string(kMostNumbers) + " numbers are possible");
     calls.append(py::make_tuple(call, dtype));
     if (dtype.is_none()) return py::none();
     DeviceArray number = *numbers_;
