@@ -317,3 +317,21 @@ def test_numbers_that_replays_would_repeat_are_refused(cuda, x):
         with pytest.raises(RuntimeError, match=f"repeat this {argument} at every replay"), cuda.Graph():
             call()
     np.testing.assert_array_equal(device.numpy(), x)
+
+
+def test_a_graph_keeps_what_it_uses(cuda, x):
+    before = cuda.memory_info()["in_use"]
+    device, total = cuda.to_device(x), cuda.zeros((1, *x.shape))
+    with cuda.Graph() as graph:
+        y = cuda.relu_forward(device)
+        y += y[:]
+        view = total[0]
+        view += y
+    del device, y, view
+    filler = [cuda.to_device(np.full(x.shape, np.nan, np.float32)) for _ in range(4)]
+    for _ in range(3):
+        graph.replay()
+    np.testing.assert_array_equal(total.numpy()[0], 6 * np.maximum(x, 0))
+    del graph, total, filler
+    gc.collect()
+    assert cuda.memory_info()["in_use"] == before

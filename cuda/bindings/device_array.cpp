@@ -9,6 +9,7 @@
 #include "../arrays.h"
 #include "dlpack.h"
 #include "lec7/merge.h"
+#include "stream.h"
 
 namespace lec7::bindings {
 namespace {
@@ -34,6 +35,7 @@ const DeviceArray& usable(const DeviceArray& array) {
              ", the current device is cuda:" + std::to_string(cuda::current_device()),
          {{"array", array.shape}});
   }
+  keep_for_replays(array.block);
   return array;
 }
 
@@ -242,7 +244,8 @@ Block::Block(std::size_t bytes)
       bytes_(bytes),
       device_(cuda::current_device()),
       stream_(cuda::shared_current_stream()),
-      foreign_(false) {}
+      foreign_(false),
+      recorded_(cuda::capturing()) {}
 
 Block::Block(void* data, std::size_t bytes, int device, py::object owner)
     : data_(data),
@@ -250,7 +253,8 @@ Block::Block(void* data, std::size_t bytes, int device, py::object owner)
       device_(device),
       stream_(cuda::shared_current_stream()),
       owner_(std::move(owner)),
-      foreign_(true) {}
+      foreign_(true),
+      recorded_(false) {}
 
 Block::~Block() { free(); }
 
