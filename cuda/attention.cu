@@ -14,124 +14,61 @@
 //             block takes 256 keys of a query (backward: 64 keys of all), and its parts are combined in order
 //
 // Tiles of keys that no query of the tile sees are skipped.
-#include "lec7/attention.h"
-
-#include <initializer_list>
-#include <limits>
+#include "attention.h"
 
 #include "async_copy.h"
-#include "kernel.h"
-#include "lengths.h"
+#include "half.h"
 #include "reduce.h"
 
 namespace lec7::cuda {
 namespace {
 
-constexpr int kTile = 64;          // rows and columns of a tile
+using namespace attention;
+
+// A tile has kTile rows and columns; a block with few queries takes kChunk keys.
 constexpr int kQuads = kTile / 4;  // float4s of a tile's row; also the lanes that share a row
 constexpr int kForwardRows = 8;    // rows of scores of one thread
 constexpr int kBackwardRows = 4;   // fewer: dk and dv stand in registers together
-constexpr Index kFewQueries = 4;   // up to which a tile would be mostly empty
-constexpr int kChunk = 256;        // keys of a block with few queries
 constexpr int kFewThreads = 128;
 constexpr int kMostColumns = 2;  // chunks of columns that a block accumulates; wider heads take several blocks
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
 using Tile = float4[kTile * kQuads];
 
 template <int R>
 constexpr int kThreadsOf = kTile / R * kQuads;
 
-// What the kernels need of the shape and the parameters.
-struct Problem {
-  Index heads, queries, keys;
-  int d, dv;
-  float scale;
-  bool causal;
-  bool aligned;  // rows of all arrays begin at 16 bytes
-  const bool* keep;
-  const float* add;
-  Index stride[4];
-  const Index* key_lengths;  // null: all keys
-};
-
-// What a query sees of the keys of a tile. A thread goes from one of its queries to the next one: an offset for each
-// would stay in registers all the time.
-struct Seen {
-  int queries, keys, diagonal;  // sees key j where queries > 0, j < keys, j < diagonal
-  const bool* keep;
-  const float* add;
-  Index row_step;
-  int key_step;
-
-  __device__ float score(int key, float product) const {
-    if (queries <= 0 || key >= keys || key >= diagonal) return kMinusInfinity;
-    if (keep != nullptr) return keep[key * key_step] ? product : kMinusInfinity;
-    return add == nullptr ? product : product + add[key * key_step];
-  }
-  __device__ void go_down(int rows) {
-    queries -= rows;
-    diagonal += rows;
-    if (keep != nullptr) keep += rows * row_step;
-    if (add != nullptr) add += rows * row_step;
-  }
-};
-
-__device__ inline int least(Index a, Index b) { return static_cast<int>(a < b ? a : b); }
-
-// One head of one batch entry: what its queries see.
-struct Head {
-  const Problem& p;
-  Index length, mask_at;
-
-  __device__ Head(const Problem& problem, Index index)
-      : p(problem),
-        length(p.key_lengths == nullptr ? p.keys : p.key_lengths[index / p.heads]),
-        mask_at(index / p.heads * p.stride[0] + index % p.heads * p.stride[1]) {}
-
-  // Query i may see the keys before this one.
-  __device__ Index visible(Index i) const {
-    const Index limit = p.causal ? i + 1 + p.keys - p.queries : length;
-    return limit < 0 ? 0 : limit < length ? limit : length;
-  }
-  // Do the queries from i on see all of the keys before `end`, without a mask?
-  __device__ bool sees_all(Index i, Index end) const {
-    return p.keep == nullptr && p.add == nullptr && end <= visible(i);
-  }
-  // Query i and the keys from k0 on, as many as a chunk has.
-  __device__ Seen seen(Index i, Index k0) const {
-    const Index at = mask_at + i * p.stride[2] + k0 * p.stride[3];
-    return {least(kTile, p.queries - i),
-            least(kChunk, length - k0),
-            p.causal ? least(kChunk, i + 1 + p.keys - p.queries - k0) : 2 * kChunk,
-            p.keep == nullptr ? nullptr : p.keep + at,
-            p.add == nullptr ? nullptr : p.add + at,
-            p.stride[2],
-            static_cast<int>(p.stride[3])};
-  }
+template <class T>
+struct alignas(4 * sizeof(T)) Quad {
+  T at[4];
 };
 
 // Four numbers of a row, of which `left` are there; the rest is 0.
-__device__ inline float4 load_quad(const float* from, int left, bool aligned) {
-  float4 value = make_float4(0, 0, 0, 0);
-  if (left <= 0) return value;
-  if (aligned) return *reinterpret_cast<const float4*>(from);
-  value.x = from[0];
-  if (left > 1) value.y = from[1];
-  if (left > 2) value.z = from[2];
-  if (left > 3) value.w = from[3];
-  return value;
+template <class T>
+__device__ float4 load_quad(const T* from, int left, bool aligned) {
+  Quad<T> quad{};
+  if (left > 0 && aligned) {
+    quad = *reinterpret_cast<const Quad<T>*>(from);
+  } else {
+#pragma unroll
+    for (int l = 0; l < 4; ++l) {
+      if (l < left) quad.at[l] = from[l];
+    }
+  }
+  return make_float4(to_float(quad.at[0]), to_float(quad.at[1]), to_float(quad.at[2]), to_float(quad.at[3]));
 }
 
-__device__ inline void store_quad(float* to, int left, bool aligned, const float (&values)[4]) {
-  if (left <= 0) return;
-  if (aligned) {
-    *reinterpret_cast<float4*>(to) = make_float4(values[0], values[1], values[2], values[3]);
-    return;
-  }
+template <class T>
+__device__ void store_quad(T* to, int left, bool aligned, const float (&values)[4]) {
+  Quad<T> quad;
 #pragma unroll
-  for (int l = 0; l < 4; ++l) {
-    if (l < left) to[l] = values[l];
+  for (int l = 0; l < 4; ++l) quad.at[l] = from_float<T>(values[l]);
+  if (left > 0 && aligned) {
+    *reinterpret_cast<Quad<T>*>(to) = quad;
+  } else {
+#pragma unroll
+    for (int l = 0; l < 4; ++l) {
+      if (l < left) to[l] = quad.at[l];
+    }
   }
 }
 
@@ -390,7 +327,8 @@ constexpr int kGroups = kFewThreads / kQuads;  // of 16 lanes: each takes a row 
 __device__ inline int group() { return first_row(); }
 
 // a . b, in all lanes of a group.
-__device__ inline float dot(const float* a, const float* b, int n, bool aligned) {
+template <class T>
+__device__ float dot(const T* a, const T* b, int n, bool aligned) {
   float sum = 0;
   for (int column = 4 * lane(); column < n; column += kTile) {
     const float4 x = load_quad(a + column, n - column, aligned), y = load_quad(b + column, n - column, aligned);
@@ -403,8 +341,8 @@ __device__ inline float dot(const float* a, const float* b, int n, bool aligned)
 }
 
 // sum over j < count of factors[j] * rows[j], column by column: each_column(column, sum).
-template <class EachColumn>
-__device__ void combine_rows(int count, const float* factors, const float* rows, int columns, bool aligned,
+template <class T, class EachColumn>
+__device__ void combine_rows(int count, const float* factors, const T* rows, int columns, bool aligned,
                              EachColumn&& each_column) {
   LEC7_SHARED(sums, float4[kGroups][kQuads]);
   for (int column0 = 0; column0 < columns; column0 += kTile) {
@@ -431,9 +369,10 @@ __device__ void combine_rows(int count, const float* factors, const float* rows,
 
 // One query against one chunk of keys. `parts`: for each the maximum, the sum, and sum p v, where there are several
 // chunks; otherwise y and lse are final.
+template <class T>
 __global__ void __launch_bounds__(kFewThreads)
-    attention_few_forward_kernel(Problem p, Index chunks, const float* q, const float* k, const float* v, float* y,
-                                 float* lse, float* parts) {
+    attention_few_forward_kernel(Problem p, Index chunks, const T* q, const T* k, const T* v, T* y, float* lse,
+                                 float* parts) {
   LEC7_SHARED(scores, float[kChunk]);
   const Index row = blockIdx.x / chunks, k0 = blockIdx.x % chunks * kChunk, index = row / p.queries;
   const Head head(p, index);
@@ -441,7 +380,7 @@ __global__ void __launch_bounds__(kFewThreads)
   const int count = visible <= k0 ? 0 : least(kChunk, visible - k0), thread = static_cast<int>(threadIdx.x);
   const Seen seen = head.seen(i, k0);
 
-  const float* const keys = k + (index * p.keys + k0) * p.d;
+  const T* const keys = k + (index * p.keys + k0) * p.d;
 #pragma unroll 4
   for (int j0 = 0; j0 < count; j0 += kGroups) {
     const int j = j0 + group();
@@ -461,19 +400,21 @@ __global__ void __launch_bounds__(kFewThreads)
   total = block_sum<kFewThreads>(total);
 
   const bool whole = chunks == 1, blind = total == 0;
-  const float norm = !whole ? 1 : blind ? 0 : 1 / total;
+  const float norm = blind ? 0 : 1 / total;
   float* const part = whole ? nullptr : parts + blockIdx.x * static_cast<Index>(p.dv + 2);
-  float* const out = whole ? y + row * p.dv : part + 2;
-  combine_rows(count, scores, v + (index * p.keys + k0) * p.dv, p.dv, p.aligned,
-               [&](int column, float sum) { out[column] = sum * norm; });
+  combine_rows(count, scores, v + (index * p.keys + k0) * p.dv, p.dv, p.aligned, [&](int column, float sum) {
+    if (whole) y[row * p.dv + column] = from_float<T>(sum * norm);
+    else part[2 + column] = sum;
+  });
   if (thread > 0) return;
   if (whole) lse[row] = blind ? kMinusInfinity : top + logf(total);
   else part[0] = top, part[1] = total;
 }
 
 // Combines the chunks of one query.
+template <class T>
 __global__ void __launch_bounds__(kFewThreads)
-    attention_combine_kernel(int dv, Index chunks, const float* parts, float* y, float* lse) {
+    attention_combine_kernel(int dv, Index chunks, const float* parts, T* y, float* lse) {
   const Index row = blockIdx.x, size = dv + 2;
   parts += row * chunks * size;
   float top = kMinusInfinity, total = 0;
@@ -485,24 +426,25 @@ __global__ void __launch_bounds__(kFewThreads)
   for (int column = static_cast<int>(threadIdx.x); column < dv; column += kFewThreads) {
     float sum = 0;
     for (Index c = 0; c < chunks; ++c) sum += parts[c * size + 2 + column] * expf(parts[c * size] - shift);
-    y[row * dv + column] = sum * norm;
+    y[row * dv + column] = from_float<T>(sum * norm);
   }
   if (threadIdx.x == 0) lse[row] = blind ? kMinusInfinity : top + logf(total);
 }
 
-// All queries of a head against one tile of keys: dk and dv, and the tile's part of dq (chunks, queries, d) of its head
-// or, where there is one tile, dq itself. Any of the three may be null.
+// All queries of a head against one tile of keys: dk and dv, and dq or, where there are several tiles, the tile's part
+// of it in `parts` (chunks, queries, d) of its head. Any of the four may be null.
+template <class T>
 __global__ void __launch_bounds__(kFewThreads)
-    attention_few_backward_kernel(Problem p, Index chunks, const float* dy, const float* q, const float* k,
-                                  const float* v, const float* y, const float* lse, float* dq, float* dk, float* dv) {
+    attention_few_backward_kernel(Problem p, Index chunks, const T* dy, const T* q, const T* k, const T* v, const T* y,
+                                  const float* lse, float* parts, T* dq, T* dk, T* dv) {
   LEC7_SHARED(probabilities, float[kFewQueries][kTile]);
   LEC7_SHARED(ds, float[kFewQueries][kTile]);
   const Index index = blockIdx.x / chunks, k0 = blockIdx.x % chunks * kTile, first = index * p.queries;
   const Head head(p, index);
   const int queries = static_cast<int>(p.queries), there = least(kTile, p.keys - k0);
   const int count = head.length <= k0 ? 0 : least(kTile, head.length - k0);
-  const float* const keys = k + (index * p.keys + k0) * p.d;
-  const float* const values = v + (index * p.keys + k0) * p.dv;
+  const T* const keys = k + (index * p.keys + k0) * p.d;
+  const T* const values = v + (index * p.keys + k0) * p.dv;
 
   for (int i = 0; i < queries; ++i) {
     const Index row = first + i;
@@ -523,7 +465,7 @@ __global__ void __launch_bounds__(kFewThreads)
   __syncthreads();
 
   // The rows of one gradient: sum_i factors[i][j] from[i].
-  const auto add_queries = [&](const float (&factors)[kFewQueries][kTile], const float* from, int columns, float* to) {
+  const auto add_queries = [&](const float (&factors)[kFewQueries][kTile], const T* from, int columns, T* to) {
     for (int j = group(); j < there; j += kGroups) {
       for (int column = 4 * lane(); column < columns; column += kTile) {
         float sum[4] = {};
@@ -540,20 +482,24 @@ __global__ void __launch_bounds__(kFewThreads)
   };
   if (dk != nullptr) add_queries(ds, q, p.d, dk);
   if (dv != nullptr) add_queries(probabilities, dy, p.dv, dv);
-  for (int i = 0; dq != nullptr && i < queries; ++i) {
-    float* const to = dq + (blockIdx.x * p.queries + i) * p.d;
-    combine_rows(count, ds[i], keys, p.d, p.aligned, [&](int column, float sum) { to[column] = sum; });
+  for (int i = 0; (parts != nullptr || dq != nullptr) && i < queries; ++i) {
+    const Index at = (blockIdx.x * p.queries + i) * p.d;
+    combine_rows(count, ds[i], keys, p.d, p.aligned, [&](int column, float sum) {
+      if (parts != nullptr) parts[at + column] = sum;
+      else dq[at + column] = from_float<T>(sum);
+    });
   }
 }
 
 // dq (heads, size) from its parts (heads, chunks, size).
+template <class T>
 __global__ void __launch_bounds__(kThreads)
-    attention_sum_parts_kernel(Index heads, Index chunks, Index size, const float* parts, float* dq) {
+    attention_sum_parts_kernel(Index heads, Index chunks, Index size, const float* parts, T* dq) {
   LEC7_STRIDED(at, heads * size) {
     const float* const part = parts + at / size * chunks * size + at % size;
     float sum = 0;
     for (Index c = 0; c < chunks; ++c) sum += part[c * size];
-    dq[at] = sum;
+    dq[at] = from_float<T>(sum);
   }
 }
 
@@ -721,18 +667,6 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
 
 // ---- host ----
 
-Problem problem_of(const AttentionShape& s, const AttentionParams<float>& params, Lengths& lengths,
-                   std::initializer_list<const float*> arrays) {
-  bool aligned = s.d % 4 == 0 && s.dv % 4 == 0;
-  for (const float* array : arrays) aligned = aligned && reinterpret_cast<std::uintptr_t>(array) % sizeof(float4) == 0;
-  Problem p{s.heads,      s.queries,     s.keys,  static_cast<int>(s.d), static_cast<int>(s.dv),
-            params.scale, params.causal, aligned, params.mask.keep,      params.mask.add,
-            {},           lengths.data()};
-  std::copy_n(params.mask.stride, 4, p.stride);
-  return p;
-}
-
-unsigned blocks_of(Index count) { return static_cast<unsigned>(std::min<Index>(count, 0xffffffff)); }
 Index chunks_of(Index columns) { return ceil_div(columns, kTile); }
 
 // The tiles of shared memory that all chunks need, or `least` where they do not fit.
@@ -758,21 +692,61 @@ void launch_backward(const char* name, const AttentionShape& s, const Problem& p
 
 }  // namespace
 
+namespace attention {
+
+template <class T>
+void few_forward(const AttentionShape& s, const AttentionParams<float>& params, const T* q, const T* k, const T* v,
+                 T* y, float* lse) {
+  Lengths lengths(params.key_lengths);
+  const Problem p = problem_of(s, params, lengths, on_boundaries<T>(s, 4, {q, k, v, y}));
+  const Index chunks = std::max<Index>(1, ceil_div(s.keys, kChunk));
+  Buffer<float> parts(chunks == 1 ? 0 : s.rows() * chunks * (s.dv + 2));
+  launch("attention_few_forward_kernel", attention_few_forward_kernel<T>, {blocks_of(s.rows() * chunks), kFewThreads},
+         p, chunks, q, k, v, y, lse, parts.data());
+  if (chunks > 1) {
+    launch("attention_combine_kernel", attention_combine_kernel<T>, {blocks_of(s.rows()), kFewThreads}, p.dv, chunks,
+           parts.data(), y, lse);
+  }
+}
+
+template <class T>
+void few_backward(const AttentionShape& s, const AttentionParams<float>& params, const T* dy, const T* q, const T* k,
+                  const T* v, const T* y, const float* lse, T* dq, T* dk, T* dv) {
+  Lengths lengths(params.key_lengths);
+  const Problem p = problem_of(s, params, lengths, on_boundaries<T>(s, 4, {dy, q, k, v, y, dq, dk, dv}));
+  // Where there is no key, dq has no tile and is 0, the sum of no parts.
+  const Index heads = s.n * s.heads, chunks = chunks_of(s.keys), size = s.queries * s.d;
+  const bool sum_parts = dq != nullptr && chunks != 1;
+  Buffer<float> parts(sum_parts ? heads * chunks * size : 0);
+  launch("attention_few_backward_kernel", attention_few_backward_kernel<T>, {blocks_of(heads * chunks), kFewThreads}, p,
+         chunks, dy, q, k, v, y, lse, parts.data(), dq, dk, dv);
+  if (sum_parts) {
+    launch("attention_sum_parts_kernel", attention_sum_parts_kernel<T>, strided_grid(heads * size), heads, chunks, size,
+           parts.data(), dq);
+  }
+}
+
+#define LEC7_INSTANTIATE(T)                                                                                         \
+  template void few_forward(const AttentionShape&, const AttentionParams<float>&, const T*, const T*, const T*, T*, \
+                            float*);                                                                                \
+  template void few_backward(const AttentionShape&, const AttentionParams<float>&, const T*, const T*, const T*,    \
+                             const T*, const T*, const float*, T*, T*, T*);
+LEC7_INSTANTIATE(float)
+LEC7_INSTANTIATE(float16)
+LEC7_INSTANTIATE(bfloat16)
+#undef LEC7_INSTANTIATE
+
+}  // namespace attention
+
 template <>
 void attention_forward(const AttentionShape& s, const AttentionParams<float>& params, const float* q, const float* k,
                        const float* v, float* y, float* lse, float* weights) {
+  const bool few = s.queries <= kFewQueries;
+  if (few) few_forward(s, params, q, k, v, y, lse);
+  if (few && weights == nullptr) return;
   Lengths lengths(params.key_lengths);
-  const Problem p = problem_of(s, params, lengths, {q, k, v, y});
-  if (s.queries <= kFewQueries) {
-    const Index chunks = std::max<Index>(1, ceil_div(s.keys, kChunk));
-    Buffer<float> parts(chunks == 1 ? 0 : s.rows() * chunks * (s.dv + 2));
-    launch("attention_few_forward_kernel", attention_few_forward_kernel, {blocks_of(s.rows() * chunks), kFewThreads}, p,
-           chunks, q, k, v, y, lse, parts.data());
-    if (chunks > 1) {
-      launch("attention_combine_kernel", attention_combine_kernel, {blocks_of(s.rows()), kFewThreads}, p.dv, chunks,
-             parts.data(), y, lse);
-    }
-  } else {
+  const Problem p = problem_of(s, params, lengths, on_boundaries<float>(s, 4, {q, k, v, y}));
+  if (!few) {
     const Index value_chunks = chunks_of(s.dv), blocks = s.n * s.heads * ceil_div(s.queries, kTile);
     const Shared shared(2 + chunks_of(s.d), 3);
     const auto run = [&]<int NC> {
@@ -793,21 +767,9 @@ template <>
 void attention_backward(const AttentionShape& s, const AttentionParams<float>& params, const float* dy, const float* q,
                         const float* k, const float* v, const float* y, const float* lse, float* dq, float* dk,
                         float* dv) {
+  if (s.queries <= kFewQueries) return few_backward(s, params, dy, q, k, v, y, lse, dq, dk, dv);
   Lengths lengths(params.key_lengths);
-  const Problem p = problem_of(s, params, lengths, {dy, q, k, v, y, dq, dk, dv});
-  if (s.queries <= kFewQueries) {
-    // Where there is no key, dq has no tile and is 0, the sum of no parts.
-    const Index heads = s.n * s.heads, chunks = chunks_of(s.keys), size = s.queries * s.d;
-    const bool sum_parts = dq != nullptr && chunks != 1;
-    Buffer<float> parts(sum_parts ? heads * chunks * size : 0);
-    launch("attention_few_backward_kernel", attention_few_backward_kernel, {blocks_of(heads * chunks), kFewThreads}, p,
-           chunks, dy, q, k, v, y, lse, sum_parts ? parts.data() : dq, dk, dv);
-    if (sum_parts) {
-      launch("attention_sum_parts_kernel", attention_sum_parts_kernel, strided_grid(heads * size), heads, chunks, size,
-             parts.data(), dq);
-    }
-    return;
-  }
+  const Problem p = problem_of(s, params, lengths, on_boundaries<float>(s, 4, {dy, q, k, v, y, dq, dk, dv}));
   Buffer<float> delta(s.rows());
   launch("attention_delta_kernel", attention_delta_kernel, strided_grid(s.rows()), s.rows(), p.dv, p.aligned, dy, y,
          delta.data());

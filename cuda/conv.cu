@@ -9,8 +9,8 @@
 // With allow_tf32() pointwise and implicit products run on tensor cores, and Winograd's are not taken.
 //
 // Implicit products, in tiles of tile.h: a row is an output cell, k runs over the taps and in each over the channels, a
-// column is a filter. 2 cells taps channels filters FLOPs, bound by the FMA units; a thread finds its four channels of
-// a patch with two divisions (divisor.h) in the time of 256 multiplications. dx is the same kernel: the cells i = r
+// column is a filter. 2 cells taps channels filters FLOPs, bound by the FMA units; with three divisions (divisor.h) a
+// thread finds the tap and the channel that all its numbers of a step share. dx is the same kernel: the cells i = r
 // (mod stride) of x are, for each r, a convolution of dy with some of the taps, and one launch does up to kMostPasses
 // of them. dweight has the taps and channels as rows and sums over the cells of y, cut into parts.
 #include "conv.h"
@@ -40,32 +40,23 @@ struct PatchSource {
   bool vector;     // four channels of a patch are 16 aligned bytes
   const Pass& pass;
 
-  struct Cursor {
-    Cell origin;
-    int k;
+  using Line = Walk;
+  struct Step {
+    Walk tap;
+    int channel;
   };
-  __device__ bool along_depth() const { return true; }
-  __device__ Cursor start(Index row, Index k) const {
-    const auto at = static_cast<int>(row);
-    return {row < pass.rows() ? pass.origin(pass.output(at)) : Pass::nowhere(), static_cast<int>(k)};
+  __device__ static bool along_depth() { return true; }
+  __device__ Line line(Index row) const {
+    return pass.walk_to_first(pass.output(row < pass.rows() ? static_cast<int>(row) : 0));
   }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    float v[4] = {};
-    if (vector) {
-      const float* const at = left > 0 ? find(c, c.k + k) : nullptr;
-      return at != nullptr ? __ldg(reinterpret_cast<const float4*>(at)) : make_float4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float* const at = e < left ? find(c, c.k + k + e) : nullptr;
-      if (at != nullptr) v[e] = __ldg(at);
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
-  __device__ const float* find(const Cursor& c, int k) const {
+  __device__ Step step(int k) const {
     const auto [tap, channel] = pass.tap_and_channel(k);
-    const int cell = pass.input(c.origin, pass.tap(tap));
-    return cell >= 0 ? x + static_cast<Index>(cell) * channels + channel : nullptr;
+    return {pass.walk_to_tap(pass.tap(tap)), channel};
+  }
+  __device__ Found find(const Walk& first, const Step& step) const {
+    const bool inside = pass.is_inside(first, step.tap);
+    const int cell = inside ? Pass::cell(first, step.tap) : 0;
+    return {x + step.channel + static_cast<Index>(cell) * channels, inside};
   }
 };
 
@@ -78,59 +69,29 @@ struct FilterSource {
   bool vector;
   const Pass& pass;
 
-  struct Cursor {
-    const float* at;
-    int left, k;
-  };
+  using Line = const float*;
   __device__ bool along_depth() const { return channel_stride == 1; }
-  __device__ Cursor start(Index column, Index k) const {
-    return {weight + column * column_stride, width - static_cast<int>(column), static_cast<int>(k)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    if (!along_depth()) return load_quad(find(c, c.k + k), left > 0 ? c.left : 0, vector);
-    return gather_quad([&](int at) { return find(c, at); }, c.k + k, c.left > 0 ? left : 0, vector);
-  }
-  __device__ const float* find(const Cursor& c, int k) const {
+  __device__ Line line(Index column) const { return weight + (column < width ? column * column_stride : 0); }
+  __device__ Index step(int k) const {
     const auto [tap, channel] = pass.tap_and_channel(k);
-    return c.at + pass.stored(tap) * tap_stride + channel * channel_stride;
+    return pass.stored(tap) * tap_stride + channel * channel_stride;
   }
+  __device__ Found find(Line line, Index step) const { return {line + step, true}; }
 };
 
 // Rows (the operand is used transposed) are the taps and channels, k the output cells.
 struct TransposedPatchSource {
-  const float* x;
-  int channels;
-  bool vector;
-  const Pass& pass;
+  PatchSource patches;
+  bool vector = patches.vector;
 
-  struct Cursor {
-    Cell tap;  // of the first row, and its channel, where four rows are in one tap
-    int channel, row, k;
-  };
-  __device__ bool along_depth() const { return false; }
-  __device__ Cursor start(Index row, Index k) const {
-    const auto i = static_cast<int>(row);
-    const auto [tap, channel] = pass.tap_and_channel(i);
-    return {pass.tap(tap), channel, i, static_cast<int>(k)};
+  using Line = PatchSource::Step;
+  __device__ static bool along_depth() { return false; }
+  __device__ Line line(Index row) const { return patches.step(row < patches.pass.depth() ? static_cast<int>(row) : 0); }
+  __device__ Walk step(int k) const {
+    const Pass& pass = patches.pass;
+    return pass.walk_to_first(pass.output(k));
   }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    if (left <= 0 || c.row >= pass.depth()) return make_float4(0, 0, 0, 0);
-    const Cell origin = pass.origin(pass.output(c.k + k));
-    if (vector) {
-      const int cell = pass.input(origin, c.tap);
-      if (cell < 0) return make_float4(0, 0, 0, 0);
-      return __ldg(reinterpret_cast<const float4*>(x + static_cast<Index>(cell) * channels + c.channel));
-    }
-    float v[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (c.row + e >= pass.depth()) continue;
-      const auto [tap, channel] = pass.tap_and_channel(c.row + e);
-      const int cell = pass.input(origin, pass.tap(tap));
-      if (cell >= 0) v[e] = __ldg(x + static_cast<Index>(cell) * channels + channel);
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
+  __device__ Found find(const Line& line, const Walk& first) const { return patches.find(first, line); }
 };
 
 // ---- y and dx ----
@@ -157,7 +118,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
   const Index column = next(plan.tiles_across) * T::kColumns, row = next(plan.tiles_down) * T::kRows;
   const Index group = next(o.groups), part = next(plan.splits);
   const Pass& pass = passes.pass[block];
-  const Index rows = pass.rows(), begin = part * plan.chunk, left = pass.depth() - begin;
+  const Index rows = pass.rows();
   if (row >= rows) return;  // of the phases some have fewer cells
 
   const PatchSource a{o.x + group * o.in, o.groups * o.in, o.x_vector, pass};
@@ -167,7 +128,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
   const int channels = o.groups * o.out;
   Finish finish = o.finish;
   if (finish.bias != nullptr) finish.bias += group * o.out;
-  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < plan.chunk ? left : plan.chunk),
+  multiply_tile<T>(a, b, row, column, plan.begin(part), plan.end(part, pass.depth()),
                    [&](Index i, Index j, float4 quad) {
                      if (i >= rows) return;
                      const Index cell = pass.cell_of_y(pass.output(static_cast<int>(i)));
@@ -226,13 +187,13 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
   };
   const Index column = next(plan.tiles_across) * T::kColumns, row = next(plan.tiles_down) * T::kRows;
   const Index group = next(groups), part = block;
-  const Index begin = part * plan.chunk, left = pass.rows() - begin, filters = groups * dz.width;
+  const Index filters = groups * dz.width;
 
-  const TransposedPatchSource a{x + group * in, groups * in, x_vector, pass};
+  const TransposedPatchSource a{{x + group * in, groups * in, x_vector, pass}};
   MatrixSource b = dz;
   b.data += group * dz.width;
   float* const to = dweight + part * part_size + group * dz.width;
-  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < plan.chunk ? left : plan.chunk),
+  multiply_tile<T>(a, b, row, column, plan.begin(part), plan.end(part, pass.rows()),
                    [&](Index i, Index j, float4 quad) {
                      if (i < pass.depth()) {
                        store_quad(to + i * filters + j, j, dz.width, vector, {nullptr, Activation::none}, quad);
@@ -360,7 +321,8 @@ void conv_weight_gradient(const ConvShape& s, const float* dz, const float* x, f
   const Plan plan = plan_tiles(depth, s.group_filters(), cells, s.groups, kConvTiles);
   Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
   float* const to = plan.splits > 1 ? parts.data() : dweight;
-  const MatrixSource b{dz, s.filters, s.group_filters(), false, is_vector(dz, s.group_filters())};
+  const MatrixSource b{dz, static_cast<int>(s.group_filters()), 1, static_cast<int>(s.filters),
+                       is_vector(dz, s.group_filters())};
   with_tile(plan.kind, [&]<class T> {
     launch("conv_weight_gradient_kernel", conv_weight_gradient_kernel<T>,
            {static_cast<unsigned>(plan.blocks() * s.groups), T::kThreads}, forward_pass(s), x,

@@ -5,6 +5,7 @@
 #include "gemm.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "tile.h"
 
@@ -38,13 +39,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
   };
   const Index column = next(plan.tiles_across) * T::kColumns, row = next(plan.tiles_down) * T::kRows;
   const Index item = next(batch.count), part = block;
-  const Index begin = part * plan.chunk, left = k - begin;
   a.data += item * batch.a_step, b.data += item * batch.b_step;
   float* const out = c + (part * batch.count + item) * a.width * c_stride;
-  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < plan.chunk ? left : plan.chunk),
-                   [&](Index i, Index j, float4 quad) {
-                     if (i < a.width) store_quad(out + i * c_stride + j, j, b.width, c_vector, finish, quad);
-                   });
+  multiply_tile<T>(a, b, row, column, plan.begin(part), plan.end(part, k), [&](Index i, Index j, float4 quad) {
+    if (i < a.width) store_quad(out + i * c_stride + j, j, b.width, c_vector, finish, quad);
+  });
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -55,6 +54,16 @@ __global__ void __launch_bounds__(kThreads)
     const Index row = i / n, column = i - row * n;
     c[row * c_stride + column] = finish(sum, column);
   }
+}
+
+// `width` rows or columns, of `depth` numbers each; the matrix of the next product is `step` numbers further.
+MatrixSource matrix_source(const Matrix& matrix, Index width, Index depth, bool along_depth, Index step) {
+  if (std::max({width, depth, matrix.stride}) > INT32_MAX) {
+    throw std::runtime_error("CUDA's matrix products count rows and columns in 31 bits");
+  }
+  const bool vector = is_vector(matrix.data, matrix.stride) && (along_depth ? depth : width) % 4 == 0 && step % 4 == 0;
+  const auto stride = static_cast<int>(matrix.stride);
+  return {matrix.data, static_cast<int>(width), along_depth ? stride : 1, along_depth ? 1 : stride, vector};
 }
 
 template <class T>
@@ -132,9 +141,8 @@ void sum_parts(const float* parts, Index splits, Index rows, Index n, float* c, 
 
 void gemm(Index m, Index n, Index k, const Matrix& a, const Matrix& b, float* c, Index c_stride, const float* bias,
           Activation activation, const Batch& batch) {
-  const auto vector = [&](const Matrix& x, Index step) { return is_vector(x.data, x.stride) && step % 4 == 0; };
-  const MatrixSource source_a{a.data, a.stride, m, !a.transposed, vector(a, batch.a_step)};
-  const MatrixSource source_b{b.data, b.stride, n, b.transposed, vector(b, batch.b_step)};
+  const MatrixSource source_a = matrix_source(a, m, k, !a.transposed, batch.a_step);
+  const MatrixSource source_b = matrix_source(b, n, k, b.transposed, batch.b_step);
   const Plan plan = plan_tiles(m, n, k, batch.count, kGemmTiles);
   const Finish finish{bias, activation};
   if (plan.splits <= 1) return run_gemm(plan, source_a, source_b, k, batch, c, c_stride, finish);

@@ -11,6 +11,7 @@
 #include "lec7/locally_connected.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "divisor.h"
 #include "tile.h"
@@ -26,26 +27,11 @@ struct LineSource {
   Index images;
   bool vector;
 
-  struct Cursor {
-    const float* at;  // null: no such image
-    int k;
-  };
-  __device__ bool along_depth() const { return true; }
-  __device__ Cursor start(Index image, Index k) const {
-    return {image < images ? data + image * image_stride : nullptr, static_cast<int>(k)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    if (c.at == nullptr) left = 0;
-    if (vector) {
-      return left > 0 ? __ldg(reinterpret_cast<const float4*>(c.at + offset(c.k + k))) : make_float4(0, 0, 0, 0);
-    }
-    float v[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (e < left) v[e] = __ldg(c.at + offset(c.k + k + e));
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
+  using Line = const float*;
+  __device__ static bool along_depth() { return true; }
+  __device__ Line line(Index image) const { return data + (image < images ? image * image_stride : 0); }
+  __device__ Index step(int k) const { return offset(k); }
+  __device__ Found find(Line line, Index step) const { return {line + step, true}; }
   __device__ Index offset(int k) const {
     const auto [line, rest] = by_line(k);
     return line * line_stride + rest;
@@ -56,28 +42,13 @@ struct LineSource {
 struct TransposedLineSource {
   LineSource lines;
   int depth;  // numbers in all lines
+  bool vector = lines.vector;
 
-  struct Cursor {
-    const float* at;
-    int row;
-  };
-  __device__ bool along_depth() const { return false; }
-  __device__ Cursor start(Index row, Index image) const {
-    return {lines.data + image * lines.image_stride, static_cast<int>(row)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    const float* const image = c.at + k * lines.image_stride;
-    const int rows = left > 0 ? depth - c.row : 0;
-    if (lines.vector) {
-      return rows > 0 ? __ldg(reinterpret_cast<const float4*>(image + lines.offset(c.row))) : make_float4(0, 0, 0, 0);
-    }
-    float v[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (e < rows) v[e] = __ldg(image + lines.offset(c.row + e));
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
+  using Line = const float*;
+  __device__ static bool along_depth() { return false; }
+  __device__ Line line(Index row) const { return lines.data + (row < depth ? lines.offset(static_cast<int>(row)) : 0); }
+  __device__ Index step(int image) const { return image * lines.image_stride; }
+  __device__ Found find(Line line, Index step) const { return {line + step, true}; }
 };
 
 // Columns are channels; k runs over the output cells that see an input cell, and in each over its filters.
@@ -88,22 +59,15 @@ struct CoverSource {
   int filters, channels;
   bool vector;
 
-  struct Cursor {
-    const float* at;  // null: no such channel
-    int k;
-  };
-  __device__ bool along_depth() const { return true; }
-  __device__ Cursor start(Index channel, Index k) const {
-    return {channel < channels ? weight + channel * filters : nullptr, static_cast<int>(k)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    return gather_quad([&](int at) { return find(c, at); }, c.k + k, c.at != nullptr ? left : 0, vector);
-  }
-  __device__ const float* find(const Cursor& c, int k) const {
+  using Line = const float*;
+  __device__ static bool along_depth() { return true; }
+  __device__ Line line(Index channel) const { return weight + (channel < channels ? channel * filters : 0); }
+  __device__ Index step(int k) const {
     const auto [cell, filter] = by_filters(k);
     const auto [down, across] = by_across(cell);
-    return c.at + down * down_stride + across * across_stride + filter;
+    return down * down_stride + across * across_stride + filter;
   }
+  __device__ Found find(Line line, Index step) const { return {line + step, true}; }
 };
 
 // ---- The products of a cell ----
@@ -136,7 +100,8 @@ struct Forward : Product {
   __device__ Index depth(Index) const { return g.depth; }
   __device__ LineSource a(Index cell) const { return window_source(*this, cell); }
   __device__ MatrixSource b(Index cell) const {
-    return {weight + cell * g.depth * g.filters, g.filters, g.filters, false, vector_b};
+    const auto filters = static_cast<int>(g.filters);
+    return {weight + cell * g.depth * g.filters, filters, 1, filters, vector_b};
   }
   __device__ float* row(float* y, Index cell, Index i) const { return y + (i * g.positions + cell) * g.filters; }
   __device__ const float* bias_of(Index cell) const { return bias == nullptr ? nullptr : bias + cell * g.filters; }
@@ -150,7 +115,7 @@ struct WeightGradient : Product {
     return {window_source(*this, cell), static_cast<int>(g.depth)};
   }
   __device__ MatrixSource b(Index cell) const {
-    return {dy + cell * g.filters, g.positions * g.filters, g.filters, false, vector_b};
+    return {dy + cell * g.filters, static_cast<int>(g.filters), 1, static_cast<int>(g.positions * g.filters), vector_b};
   }
   __device__ float* row(float* dweight, Index cell, Index i) const {
     return dweight + (cell * g.depth + i) * g.filters;
@@ -212,11 +177,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
   const Index row = block % plan.tiles_down * T::kRows;
   block /= plan.tiles_down;
   const Index cell = block % cells, part = block / cells;
-  const Index begin = part * plan.chunk, left = p.depth(cell) - begin, rows = p.rows(cell);
+  const Index rows = p.rows(cell);
   const Finish finish{p.bias_of(cell), Activation::none};
   const auto a = p.a(cell);
   const auto b = p.b(cell);
-  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < plan.chunk ? left : plan.chunk),
+  multiply_tile<T>(a, b, row, column, plan.begin(part), plan.end(part, p.depth(cell)),
                    [&](Index i, Index j, float4 quad) {
                      if (i >= rows) return;
                      float* const to = p.row(p.result + part * part_size, cell, i) + j;
@@ -248,6 +213,9 @@ void multiply_cells(P p, Index cells, Index m, Index n, Index k, Index size, Ind
 
 Product product(const LocallyConnectedShape& s, const float* x, const float* dy, const float* weight, float* result,
                 const float* bias) {
+  if (s.positions() * s.filters > INT32_MAX) {
+    throw std::runtime_error("locally_connected2d: CUDA's kernels count the numbers of an image of y in 31 bits");
+  }
   const Geometry g{s.batch, s.channels, s.filters, s.depth(), s.run(), s.positions(), s.height, s.width};
   return {g, x, dy, weight, result, bias, false, false, false};
 }

@@ -2,17 +2,18 @@
 //
 //   mma_tf32   a (16, 8), b (8, 8): float32 rounded to tf32, 8 bits of exponent and 10 of fraction
 //   mma_bf16   a (16, 16), b (16, 8): bfloat16, 8 bits of exponent and 7 of fraction, two in a register
+//   mma_f16    the same shapes: float16, 5 bits of exponent and 10 of fraction
 //
 // The products are exact, their sum is made in float32, in an order that the GPU chooses (the host: k = 0, 1, ...). All
 // 32 lanes take part, and each holds a few elements of each matrix. With g = lane / 4 and t = lane % 4 (PTX ISA 8.7,
 // 9.7.14.5.7, "Matrix Fragments for mma.m16n8k8", and 9.7.14.5.8, "... m16n8k16 with floating point type"):
 //
-//   d[0], d[1]   row g,     columns 2t, 2t + 1         the same for both
+//   d[0], d[1]   row g,     columns 2t, 2t + 1         the same for all
 //   d[2], d[3]   row g + 8, columns 2t, 2t + 1
 //
 //   tf32   a[0] (g, t)   a[1] (g + 8, t)   a[2] (g, t + 4)   a[3] (g + 8, t + 4)
 //          b[0] (t, g)   b[1] (t + 4, g)
-//   bf16   a[0] (g, 2t..2t + 1)   a[1] (g + 8, 2t..)   a[2] (g, 2t + 8..)   a[3] (g + 8, 2t + 8..)
+//   16 bit a[0] (g, 2t..2t + 1)   a[1] (g + 8, 2t..)   a[2] (g, 2t + 8..)   a[3] (g + 8, 2t + 8..)
 //          b[0] (2t..2t + 1, g)   b[1] (2t + 8.., g)   the first of two in the low half
 //
 // From sm_80 on: on sm_75 a kernel that calls mma is never launched (properties().compute_capability tells).
@@ -21,6 +22,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
+
+#include "half.h"
 
 namespace lec7::cuda {
 
@@ -57,6 +61,33 @@ __device__ inline unsigned pack_bf16(float low, float high) {
 __device__ inline float bf16_low(unsigned pair) { return __int_as_float(static_cast<int>(pair << 16)); }
 __device__ inline float bf16_high(unsigned pair) { return __int_as_float(static_cast<int>(pair & 0xffff0000u)); }
 
+// Two nearest float16, ties to even, in one register: cvt.rn.f16x2.f32. From 65520 on, infinite.
+__device__ inline unsigned pack_f16(float low, float high) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  unsigned pair;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+#else
+  return static_cast<unsigned>(from_float<float16>(high).bits) << 16 | from_float<float16>(low).bits;
+#endif
+}
+__device__ inline float f16_low(unsigned pair) { return to_float(float16{static_cast<std::uint16_t>(pair)}); }
+__device__ inline float f16_high(unsigned pair) { return f16_low(pair >> 16); }
+
+// The same for a type that is known when this is compiled: float16 or bfloat16.
+template <class T>
+__device__ unsigned pack(float low, float high) {
+  static_assert(is_half<T>);
+  if constexpr (std::is_same_v<T, float16>) return pack_f16(low, high);
+  else return pack_bf16(low, high);
+}
+template <class T>
+__device__ float2 unpack(unsigned pair) {
+  static_assert(is_half<T>);
+  if constexpr (std::is_same_v<T, float16>) return make_float2(f16_low(pair), f16_high(pair));
+  else return make_float2(bf16_low(pair), bf16_high(pair));
+}
+
 // ---- the warp's instructions ----
 
 #if !defined(LEC7_CUDA_HOST)
@@ -78,6 +109,18 @@ __device__ inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const uns
 #if __CUDA_ARCH__ >= 800
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  __trap();
+#endif
+}
+
+__device__ inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
@@ -164,6 +207,13 @@ inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[
       [](unsigned pair, unsigned k) { return k % 2 == 0 ? bf16_low(pair) : bf16_high(pair); }, where);
 }
 
+inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2],
+                    host::Where where = host::Where::current()) {
+  detail::multiply<16>(
+      d, a, b, [](unsigned k) { return k % 8 / 2; },
+      [](unsigned pair, unsigned k) { return k % 2 == 0 ? f16_low(pair) : f16_high(pair); }, where);
+}
+
 inline void load_matrices(unsigned (&r)[4], const void* row, host::Where where = host::Where::current()) {
   const host::Exchange rows = detail::exchange_rows(row, where);
   const unsigned g = host::lane() / 4, t = host::lane() % 4;
@@ -180,5 +230,13 @@ inline void load_transposed_matrices(unsigned (&r)[4], const void* row, host::Wh
 }
 
 #endif
+
+// mma_f16 or mma_bf16.
+template <class T>
+__device__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  static_assert(is_half<T>);
+  if constexpr (std::is_same_v<T, float16>) mma_f16(d, a, b);
+  else mma_bf16(d, a, b);
+}
 
 }  // namespace lec7::cuda

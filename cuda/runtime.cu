@@ -101,6 +101,27 @@ const Properties& properties(int device) {
 }
 const Properties& properties() { return properties(current_device()); }
 
+Peaks peaks() {
+  // Multiply-adds of a multiprocessor in a clock: CUDA C++ Programming Guide, "Arithmetic Instructions"; for tensor
+  // cores (dense), NVIDIA's white papers on the architectures. GeForce cards of 7.5, 8.6, 8.9 and 12.0 have half of it.
+  struct Rate {
+    int compute_capability;
+    double float32, tf32, half;
+  };
+  constexpr Rate kRates[] = {{75, 64, 0, 512},      {80, 64, 512, 1024},    {86, 128, 256, 512}, {89, 128, 256, 512},
+                             {90, 128, 1024, 2048}, {100, 128, 2048, 4096}, {120, 128, 256, 512}};
+  const int device = current_device();
+  Rate rate = kRates[0];
+  for (const Rate& known : kRates) {
+    if (known.compute_capability <= properties().compute_capability) rate = known;
+  }
+  const double hertz = 1e3 * attribute(cudaDevAttrClockRate, device);
+  const double flops = 2 * hertz * properties().multiprocessors;
+  const double transfers = 2 * 1e3 * attribute(cudaDevAttrMemoryClockRate, device);  // two in a clock
+  return {flops * rate.float32, flops * rate.tf32, flops * rate.half,
+          transfers * attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8};
+}
+
 bool allow_tf32() { return tf32; }
 void set_allow_tf32(bool allow) { tf32 = allow; }
 
@@ -191,10 +212,16 @@ void release(void* block, cudaStream_t on, int device) noexcept {
 MemoryInfo memory_info() {
   MemoryInfo info{};
   info.in_use = pool_attribute(cudaMemPoolAttrUsedMemCurrent);
+  info.peak = pool_attribute(cudaMemPoolAttrUsedMemHigh);
   info.cached = pool_attribute(cudaMemPoolAttrReservedMemCurrent) - info.in_use;
   info.limit = pool_attribute(cudaMemPoolAttrReleaseThreshold);
   check(cudaMemGetInfo(&info.free, &info.total), "cudaMemGetInfo");
   return info;
+}
+
+void reset_peak_memory() {
+  std::uint64_t to_current = 0;
+  check(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrUsedMemHigh, &to_current), "cudaMemPoolSetAttribute");
 }
 
 void set_memory_limit(std::size_t bytes) {

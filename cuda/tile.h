@@ -1,19 +1,21 @@
 // The tile engine: one block computes a tile of C = A B, for matrices that are in memory (gemm.cu) and for those that
 // only exist as patches of an image (conv.cu).
 //
-// The block walks along k in steps of Tile::kDepth. A step's part of A and B lies in shared memory, k-major, in two
-// buffers: while the threads multiply one of them, the numbers of the next step are on their way to registers, and go
-// to the other buffer after the multiplication; so a step costs one barrier, and the latency of global memory is hidden
-// behind 2 * rows * columns * depth FLOPs. The sums are in registers: a tile says how a thread adds a step to its own.
+// The block walks along k in steps of Tile::kDepth. A step's part of A and B lies in shared memory, in a ring of
+// Tile::kStages: while the threads multiply one of them, asynchronous copies fill the next ones; so a step costs one
+// barrier, and the latency of global memory is hidden behind kStages - 1 steps of 2 * rows * columns * depth FLOPs. The
+// sums are in registers: a tile says how a thread adds a step to its own.
 //
-// An operand is a source: what a thread loads are four numbers side by side, along k or along the operand's width (the
-// rows of A, the columns of B). `start(i, k)` makes the cursor of a thread's place, and `load(cursor, k, left)` gives
-// the four numbers k steps later, zeros where there are none; `left` is what remains along k from there, maybe none.
+// An operand is a source. `line(i)` is what a thread keeps of a row of A or a column of B, `step(k)` what the numbers
+// at k have in common, and `find(line, step)` where their number is, or that it is zero. Along k or along the width a
+// source may have 16 aligned bytes side by side (`vector`), which then are one copy. Lines that the operand does not
+// have are its first: nobody stores their sums.
 #pragma once
 
 #include <span>
 
 #include "activation.h"
+#include "async_copy.h"
 #include "kernel.h"
 #include "mma.h"
 
@@ -29,10 +31,10 @@ struct Tile {
   static constexpr int kThreads = 32 * (kRows / kWarpRows) * kWarpsAcross;
   static constexpr int kUnroll = kThreadRows * kThreadColumns < 64 ? kDepth : 2;  // more, and 64 sums spill
   static constexpr int kResident = kResident_;  // blocks of a multiprocessor, which bounds a thread's registers
-  // Rows in shared memory are longer than the tile's: a pair of lanes holds two quads along k for the same place, and
-  // stores them to different banks.
-  static constexpr int kPadding = 4;
-  __device__ static float operand(float x) { return x; }
+  // In shared memory k-major, however the source lies. Rows are longer than the tile's: eight lanes that copy numbers
+  // side by side along k, and four such groups for neighbouring places, write to 32 banks.
+  static constexpr bool kEitherWay = false;
+  static constexpr int kStages = 3, kPadding = 4;
 
   class Sums {
    public:
@@ -41,13 +43,12 @@ struct Tile {
       i_ = warp / kWarpsAcross * kWarpRows + lane / 8 * 4;
       j_ = warp % kWarpsAcross * kWarpColumns + lane % 8 * 4;
     }
-    template <class A, class B>
-    __device__ void add(const A& a, const B& b) {
+    __device__ void add(const float* a, bool, const float* b, bool) {
 #pragma unroll kUnroll
       for (int k = 0; k < kDepth; ++k) {
         float x[kThreadRows], y[kThreadColumns];
-        read_groups<kThreadRows>(&a[k][i_], 16, x);
-        read_groups<kThreadColumns>(&b[k][j_], 32, y);
+        read_groups<kThreadRows>(a + k * (kRows + kPadding) + i_, 16, x);
+        read_groups<kThreadColumns>(b + k * (kColumns + kPadding) + j_, 32, y);
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) {
 #pragma unroll
@@ -87,12 +88,26 @@ using SmallTile = Tile<64, 64, 16, 4, 4, 2>;   // for small matrices
 using NarrowTile = Tile<128, 32, 8, 4, 4, 2>;  // for 32 columns
 using SkinnyTile = Tile<16, 128, 8, 4, 4, 4>;  // for a few rows: bound by the reading of B
 
-// Operands rounded to tf32, sums in float32, on tensor cores (sm_80 and later): a warp owns 32 x 32 sums.
+// Where number (i, k) of an operand stands in shared memory.
+template <int kWidth, int kPadding>
+struct DepthMajor {
+  __device__ static int at(int i, int k) { return k * (kWidth + kPadding) + i; }
+};
+// Rows are 4 units of 16 bytes, which change places from row to row, so that neither eight rows of a unit (ldmatrix)
+// nor the units of two rows (a copy) share a bank.
+template <int kDepth>
+struct WidthMajor {
+  static constexpr int kUnit = kDepth / 4;
+  __device__ static int at(int i, int k) { return i * kDepth + ((k / kUnit) ^ (i / 2 % 4)) * kUnit + k % kUnit; }
+};
+
+// Operands rounded to tf32, sums in float32, on tensor cores (sm_80 and later): a warp owns 32 x 32 sums. An operand
+// lies in shared memory as its source does: a fragment of one that lies along k is read by ldmatrix.
 struct Tf32Tile {
-  static constexpr int kRows = 128, kColumns = 64, kDepth = 16, kThreads = 256, kResident = 2;
+  static constexpr int kRows = 128, kColumns = 64, kDepth = 16, kThreads = 256, kResident = 2, kStages = 3;
+  static constexpr bool kEitherWay = true;
   // The four rows of k that a fragment is read from are in different banks.
   static constexpr int kPadding = 8;
-  __device__ static float operand(float x) { return round_to_tf32(x); }
 
   class Sums {
    public:
@@ -101,22 +116,46 @@ struct Tf32Tile {
       group_ = lane / 4, in_group_ = lane % 4;
       i_ = warp / 2 * 32, j_ = warp % 2 * 32;
     }
-    template <class A, class B>
-    __device__ void add(const A& a, const B& b) {
+    __device__ void add(const float* a, bool a_along_depth, const float* b, bool b_along_depth) {
+      const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
       for (int k = 0; k < kDepth; k += 8) {
         const int upper = k + in_group_, lower = upper + 4;
         float x[2][4], y[4][2];
+        if (a_along_depth) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          const int i = i_ + 16 * r + group_;
-          x[r][0] = a[upper][i], x[r][1] = a[upper][i + 8], x[r][2] = a[lower][i], x[r][3] = a[lower][i + 8];
+          for (int r = 0; r < 2; ++r) {
+            read_matrices(a + WidthMajor<kDepth>::at(i_ + 16 * r + lane % 16, k + lane / 16 * 4), x[r]);
+          }
+        } else {
+          using At = DepthMajor<kRows, kPadding>;
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+            const int i = i_ + 16 * r + group_;
+            x[r][0] = a[At::at(i, upper)], x[r][1] = a[At::at(i + 8, upper)];
+            x[r][2] = a[At::at(i, lower)], x[r][3] = a[At::at(i + 8, lower)];
+          }
+        }
+        if (b_along_depth) {
+#pragma unroll
+          for (int c = 0; c < 4; c += 2) {
+            float both[4];
+            read_matrices(b + WidthMajor<kDepth>::at(j_ + 8 * c + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 4),
+                          both);
+            y[c][0] = both[0], y[c][1] = both[1], y[c + 1][0] = both[2], y[c + 1][1] = both[3];
+          }
+        } else {
+          using At = DepthMajor<kColumns, kPadding>;
+#pragma unroll
+          for (int c = 0; c < 4; ++c) {
+            const int j = j_ + 8 * c + group_;
+            y[c][0] = b[At::at(j, upper)], y[c][1] = b[At::at(j, lower)];
+          }
         }
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          const int j = j_ + 8 * c + group_;
-          y[c][0] = b[upper][j], y[c][1] = b[lower][j];
-        }
+        for (int r = 0; r < 2; ++r) round(x[r]);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) round(y[c]);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -143,122 +182,155 @@ struct Tf32Tile {
     }
 
    private:
+    __device__ static void read_matrices(const float* row, float (&to)[4]) {
+      unsigned bits[4];
+      load_matrices(bits, row);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) to[e] = __int_as_float(static_cast<int>(bits[e]));
+    }
+    template <int n>
+    __device__ static void round(float (&x)[n]) {
+#pragma unroll
+      for (int e = 0; e < n; ++e) x[e] = round_to_tf32(x[e]);
+    }
+
     int group_, in_group_, i_, j_;
     float sum_[2][4][4] = {};
   };
 };
 
-// Up to four numbers from `at`; `vector`: its address is a multiple of 16 bytes.
-__device__ inline float4 load_quad(const float* at, int left, bool vector) {
-  if (vector && left >= 4) return __ldg(reinterpret_cast<const float4*>(at));
-  float4 quad = make_float4(0, 0, 0, 0);
-  if (left > 0) quad.x = __ldg(at);
-  if (left > 1) quad.y = __ldg(at + 1);
-  if (left > 2) quad.z = __ldg(at + 2);
-  if (left > 3) quad.w = __ldg(at + 3);
-  return quad;
-}
+// A number of an operand, or the first of 16 bytes; a zero where not `valid`.
+struct Found {
+  const float* at;
+  bool valid;
+};
 
-// Up to four numbers that lie at find(k), find(k + 1), ...; `vector`: four at a time are side by side.
-template <class Find>
-__device__ float4 gather_quad(Find&& find, int k, int left, bool vector) {
-  if (vector) return left > 0 ? __ldg(reinterpret_cast<const float4*>(find(k))) : make_float4(0, 0, 0, 0);
-  float v[4] = {};
-#pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    if (e < left) v[e] = __ldg(find(k + e));
-  }
-  return make_float4(v[0], v[1], v[2], v[3]);
-}
-
-// One operand on its way to shared memory: a thread's quads of a step.
+// One operand on its way to shared memory. A thread copies units of 16 bytes where source and tile have them side by
+// side, else single numbers: all its units are at one place along k, of several lines, or the other way round.
 template <int kWidth, class T, class Source>
 class Panel {
- public:
-  using Shared = float[T::kDepth][kWidth + T::kPadding];
+  static constexpr int kDepth = T::kDepth, kThreads = T::kThreads, kVector = 4;
 
-  __device__ Panel(const Source& source, Index first, Index k, int count) : source_(source), count_(count) {
-#pragma unroll
-    for (int q = 0; q < kEach; ++q) cursors_[q] = source_.start(first + place(q).i, k + place(q).k);
-  }
-  __device__ void load(int k) {
-#pragma unroll
-    for (int q = 0; q < kEach; ++q) {
-      if (exists(q)) quads_[q] = source_.load(cursors_[q], k, count_ - k - place(q).k);
+  // Threads share out a step: of a line of memory each of kShare neighbours takes kTimes units, kShare apart, and each
+  // of the lines that so many threads cannot have at once has one of them. Along k no more than eight neighbours, so
+  // that a warp's single numbers are in several lines and go to different banks.
+  template <bool kAlongDepth_, int kUnit_, int kTimes_>
+  struct Order {
+    static constexpr bool kAlongDepth = kAlongDepth_;
+    static constexpr int kUnit = kUnit_, kTimes = kTimes_;
+    static constexpr int kShare = (kAlongDepth ? kDepth : kWidth) / kUnit / kTimes,
+                         kLines = kAlongDepth ? kWidth : kDepth;
+    static constexpr int kGroup = kAlongDepth && kShare > 8 ? 8 : kShare;
+    static constexpr int kAtOnce = kThreads / kShare, kEach = (kLines + kAtOnce - 1) / kAtOnce;
+
+    __device__ static int place(int e) {
+      return kUnit * (thread() % kGroup + thread() / kGroup / kAtOnce * kGroup + e * kShare);
     }
-  }
-  __device__ void store(Shared& to) const {
+    __device__ static int line(int q) { return thread() / kGroup % kAtOnce + q * kAtOnce; }
+    __device__ static bool exists(int q) { return kLines % kAtOnce == 0 || line(q) < kLines; }
+    __device__ static int thread() { return static_cast<int>(threadIdx.x); }
+  };
+  using Vectors = Order<true, kVector, 1>;
+  // What a thread must know of several lines takes registers.
+  using Singles = Order<true, 1, T::kEitherWay ? kVector : 1>;
+
+ public:
+  static constexpr int kNumbers = kDepth * (kWidth + T::kPadding);
+
+  __device__ Panel(const Source& source, Index first, int end) : source_(source), end_(end) {
+    in_order([&]<class O> {
 #pragma unroll
-    for (int q = 0; q < kEach; ++q) {
-      if (!exists(q)) continue;
-      const auto [i, k] = place(q);
-      const float4 quad = make_float4(T::operand(quads_[q].x), T::operand(quads_[q].y), T::operand(quads_[q].z),
-                                      T::operand(quads_[q].w));
-      if (source_.along_depth()) {
-        to[k][i] = quad.x;
-        to[k + 1][i] = quad.y;
-        to[k + 2][i] = quad.z;
-        to[k + 3][i] = quad.w;
-      } else {
-        *reinterpret_cast<float4*>(&to[k][i]) = quad;
+      for (int q = 0; q < (O::kAlongDepth ? O::kEach : 1); ++q) {
+        if (O::exists(q)) lines_[q] = source_.line(first + (O::kAlongDepth ? O::line(q) : O::place(0)));
       }
-    }
+    });
+  }
+  __device__ bool along_depth() const { return source_.along_depth(); }
+  // Begins to copy the step at k; at `end` there are no more numbers.
+  __device__ void copy(int k, float* to) const {
+    in_order([&]<class O> {
+      if constexpr (O::kAlongDepth) {
+#pragma unroll
+        for (int e = 0; e < O::kTimes; ++e) {
+          const int at = k + O::place(e);
+          const auto step = source_.step(at);
+#pragma unroll
+          for (int q = 0; q < O::kEach; ++q) {
+            if (!O::exists(q)) continue;
+            float* const number = to + (T::kEitherWay ? WidthMajor<kDepth>::at(O::line(q), O::place(e))
+                                                      : DepthMajor<kWidth, T::kPadding>::at(O::line(q), O::place(e)));
+            copy_unit<O::kUnit>(number, source_.find(lines_[q], step), at < end_);
+          }
+        }
+      } else {
+#pragma unroll
+        for (int q = 0; q < O::kEach; ++q) {
+          if (!O::exists(q)) continue;
+          const int at = k + O::line(q);
+          copy_unit<O::kUnit>(to + DepthMajor<kWidth, T::kPadding>::at(O::place(0), O::line(q)),
+                              source_.find(lines_[0], source_.step(at)), at < end_);
+        }
+      }
+    });
   }
 
  private:
-  static constexpr int kThreads = T::kThreads, kQuads = kWidth * T::kDepth / 4,
-                       kEach = (kQuads + kThreads - 1) / kThreads;
-  struct Place {
-    int i, k;
-  };
-  // Along k two lanes take the 32 bytes of a sector, and the next lanes the next rows.
-  __device__ Place place(int q) const {
-    const int quad = static_cast<int>(threadIdx.x) + q * kThreads;
-    if (source_.along_depth()) return {quad / 2 % kWidth, 4 * (quad % 2 + 2 * (quad / (2 * kWidth)))};
-    return {4 * (quad % (kWidth / 4)), quad / (kWidth / 4)};
+  // body<Order>()
+  template <class Body>
+  __device__ void in_order(Body&& body) const {
+    if (source_.along_depth()) {
+      if (T::kEitherWay && source_.vector) return body.template operator()<Vectors>();
+      return body.template operator()<Singles>();
+    }
+    if (source_.vector) return body.template operator()<Order<false, kVector, 1>>();
+    return body.template operator()<Order<false, 1, 1>>();
   }
-  __device__ bool exists(int q) const {
-    return kQuads % kThreads == 0 || static_cast<int>(threadIdx.x) + q * kThreads < kQuads;
+  template <int kUnit>
+  __device__ static void copy_unit(float* to, const Found& found, bool inside) {
+    const bool valid = found.valid && inside;
+    if constexpr (kUnit == kVector) {
+      copy_async16(to, found.at, valid ? 16 : 0);
+    } else {
+      copy_async4(to, found.at, valid);
+    }
   }
 
   const Source& source_;
-  const int count_;
-  typename Source::Cursor cursors_[kEach];
-  float4 quads_[kEach] = {};
+  const int end_;
+  typename Source::Line lines_[Singles::kEach];
 };
 
-// The tile of C whose corner is (row, column), summed over k in [k, k + count). store(row, column, quad) gets each
+// The tile of C whose corner is (row, column), summed over k in [begin, end). store(row, column, quad) gets each
 // four numbers of a row; some may be outside C. All threads of the block call this.
 template <class T, class A, class B, class Store>
-__device__ void multiply_tile(const A& a, const B& b, Index row, Index column, Index k, int count, Store&& store) {
+__device__ void multiply_tile(const A& a, const B& b, Index row, Index column, int begin, int end, Store&& store) {
   using PanelA = Panel<T::kRows, T, A>;
   using PanelB = Panel<T::kColumns, T, B>;
-  struct Buffers {
-    typename PanelA::Shared a[2];
-    typename PanelB::Shared b[2];
+  struct Stage {
+    float a[PanelA::kNumbers], b[PanelB::kNumbers];
   };
-  LEC7_SHARED(shared, Buffers);
-  PanelA panel_a(a, row, k, count);
-  PanelB panel_b(b, column, k, count);
-  panel_a.load(0);
-  panel_b.load(0);
-  panel_a.store(shared.a[0]);
-  panel_b.store(shared.b[0]);
-  __syncthreads();
+  constexpr int kAhead = T::kStages - 1;
+  LEC7_SHARED(ring, Stage[T::kStages]);
+  const PanelA panel_a(a, row, end);
+  const PanelB panel_b(b, column, end);
+  const auto copy = [&](int stage, int at) {
+    if (at < end) {
+      panel_a.copy(at, ring[stage].a);
+      panel_b.copy(at, ring[stage].b);
+    }
+    commit_copies();
+  };
+#pragma unroll
+  for (int stage = 0; stage < kAhead; ++stage) copy(stage, begin + stage * T::kDepth);
 
   typename T::Sums sums;
-  for (int at = 0, now = 0; at < count; at += T::kDepth, now ^= 1) {
-    const bool more = at + T::kDepth < count;
-    if (more) {
-      panel_a.load(at + T::kDepth);
-      panel_b.load(at + T::kDepth);
-    }
-    sums.add(shared.a[now], shared.b[now]);
-    if (more) {
-      panel_a.store(shared.a[now ^ 1]);
-      panel_b.store(shared.b[now ^ 1]);
-    }
+  for (int at = begin, now = 0, free = kAhead; at < end; at += T::kDepth) {
+    wait_for_copies<kAhead - 1>();
     __syncthreads();
+    copy(free, at + kAhead * T::kDepth);
+    sums.add(ring[now].a, panel_a.along_depth(), ring[now].b, panel_b.along_depth());
+    free = now;
+    now = now == kAhead ? 0 : now + 1;
   }
   sums.store(row, column, store);
 }
@@ -269,24 +341,19 @@ inline bool is_vector(const float* data, Index stride) {
   return reinterpret_cast<std::uintptr_t>(data) % 16 == 0 && stride % 4 == 0;
 }
 
-// A source: `width` rows or columns of a matrix in memory, of which k or the width is contiguous.
+// A source: `width` rows or columns of a matrix in memory. Numbers side by side along k or along the width: one of the
+// strides is 1.
 struct MatrixSource {
   const float* data;
-  Index stride, width;
-  bool depth_contiguous, vector;
+  int width, line_stride, depth_stride;
+  bool vector;
 
-  struct Cursor {
-    const float* at;
-    int left;  // along the width
-  };
-  __device__ bool along_depth() const { return depth_contiguous; }
-  __device__ Cursor start(Index i, Index k) const {
-    const Index left = width - i;
-    return {data + (depth_contiguous ? i * stride + k : k * stride + i), static_cast<int>(left < 4 ? left : 4)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    if (depth_contiguous) return load_quad(c.at + k, c.left > 0 ? left : 0, vector);
-    return load_quad(c.at + k * stride, left > 0 ? c.left : 0, vector);
+  using Line = int;
+  __device__ bool along_depth() const { return depth_stride == 1; }
+  __device__ int line(Index i) const { return i < width ? static_cast<int>(i) : 0; }
+  __device__ const float* step(int k) const { return data + static_cast<Index>(k) * depth_stride; }
+  __device__ Found find(int line, const float* step) const {
+    return {step + static_cast<Index>(line) * line_stride, true};
   }
 };
 
@@ -328,6 +395,11 @@ struct Plan {
   Index chunk, splits;  // the parts of k: `chunk` each, the last the rest
 
   Index blocks() const { return tiles_down * tiles_across * splits; }
+  // Of k numbers, a part has [begin, end).
+  __device__ int begin(Index part) const { return static_cast<int>(part * chunk); }
+  __device__ int end(Index part, Index k) const {
+    return static_cast<int>(part * chunk + chunk < k ? part * chunk + chunk : k);
+  }
 };
 
 // The tile (of those that the caller has; tf32's where it is allowed and the GPU has it) and the split that take the

@@ -54,6 +54,10 @@ TOLERANCE = {
     "scale": (0, True),
 }
 
+# The most that one rounding to a type of 16 bits changes a number by, relative to it.
+UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133}
+
 # 1, W-1, W, W+1, 2W+3 for vectors of W = 4, 8 and 16 numbers, and two primes.
 SIZES = (1, 3, 4, 5, 7, 8, 9, 11, 13, 15, 16, 17, 19, 31, 35)
 
@@ -132,6 +136,35 @@ def _close(op: str, where: str, result: Any, expected: Any, single: Any, exact: 
         assert excess[worst] <= 0, (
             f"{where}: {result[worst]} where {exact[worst]} is right, over by {excess[worst]}"
         )
+
+
+def rounded(dtype: str, a: ndarray) -> ndarray:
+    """The nearest numbers of float16 or bfloat16, as float32."""
+    if dtype == "float16":
+        return a.astype(np.float16).astype(np.float32)
+    bits = a.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+def near_in_half(where: str, dtype: str, result: ndarray, exact: ndarray, roundings: int = 1) -> None:
+    """A result that is stored as float16 or bfloat16, against float64 on inputs that are so rounded.
+
+    It is computed in float32, so of one rounding it is that rounding away, plus 16 eps of float32 relative
+    to the largest result. Where it is a sum over numbers that were stored too, `roundings` counts those that
+    follow one another on the way to it, each relative to the largest result.
+    """
+    assert result.shape == exact.shape, where
+    assert np.isfinite(result).all(), where
+    if not exact.size:
+        return
+    size, largest = np.abs(exact), np.abs(exact).max()
+    scale = size if roundings == 1 else roundings * largest
+    bound = UNIT_ROUNDOFF[dtype] * scale + 16 * np.finfo(np.float32).eps * largest + SMALLEST[dtype]
+    excess = np.abs(result - exact) - bound
+    worst = np.unravel_index(excess.argmax(), excess.shape)
+    assert excess[worst] <= 0, (
+        f"{where}: {result[worst]} where {exact[worst]} is right, over by {excess[worst]}"
+    )
 
 
 def _strided(a: ndarray) -> ndarray:

@@ -24,8 +24,12 @@ class DeviceOps:
 
     dtypes = (np.float32,)
 
-    def __init__(self, module: ModuleType, name: str) -> None:
-        self._module, self._name = module, name
+    def __init__(self, module: ModuleType, name: str, stored: str = "float32") -> None:
+        self._module, self._name, self._stored = module, name, stored
+
+    def storing(self, dtype: str) -> "DeviceOps":
+        """The same ops on float16 or bfloat16: float32 arrays go in and come out, rounded on the device."""
+        return DeviceOps(self._module, f"{self._name}, {dtype}", dtype)
 
     def _isa(self) -> str:
         return self._name
@@ -55,7 +59,7 @@ class DeviceOps:
             options = {k: a if k in ON_THE_HOST else self._send(a, sent) for k, a in kwargs.items()}
             result = function(*inputs, **options)
             for array, device in sent:
-                now = device.numpy()
+                now = self._numpy(device)
                 if now.tobytes() != array.tobytes():
                     array[...] = now
             return self._fetch(result, sent)
@@ -66,6 +70,8 @@ class DeviceOps:
         if isinstance(value, ndarray | np.generic) and not isinstance(value, float):  # as np.float64 is
             known = [device for array, device in sent if same_memory(array, value)]
             device = known[0] if known else self._module.to_device(value)
+            if not known and self._stored != "float32" and value.dtype == np.float32:
+                device = device.astype(self._stored)
             if isinstance(value, ndarray) and not known:
                 sent.append((value, device))
             return device
@@ -78,10 +84,15 @@ class DeviceOps:
     def _fetch(self, value: Any, sent: list[tuple[ndarray, Any]]) -> Any:
         if isinstance(value, self._module.Array):
             given = [array for array, device in sent if device is value]
-            return given[0] if given else value.numpy()
+            return given[0] if given else self._numpy(value)
         if isinstance(value, list | tuple):
             return type(value)(self._fetch(item, sent) for item in value)
         return value
+
+    def _numpy(self, array: Any) -> ndarray:
+        half = self._stored != "float32" and array.dtype == self._stored
+        result: ndarray = (array.astype("float32") if half else array).numpy()
+        return result
 
 
 def same_memory(a: ndarray, b: ndarray | np.generic) -> bool:

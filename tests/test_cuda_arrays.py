@@ -169,7 +169,29 @@ def test_memory_that_is_not_there_is_a_memory_error(cuda, x):
         cuda.matmul(column, row)
     np.testing.assert_array_equal(cuda.relu_forward(cuda.to_device(x)).numpy(), np.maximum(x, 0))
     cuda.empty_cache()
-    assert set(cuda.memory_info()) == {"in_use", "cached", "limit", "free", "total"}
+    assert set(cuda.memory_info()) == {"in_use", "peak", "cached", "limit", "free", "total"}
+
+
+def test_the_most_memory_in_use_is_counted(cuda):
+    cuda.reset_peak_memory()
+    before = cuda.memory_info()["in_use"]
+    cuda.zeros((1 << 20,)).free()
+    assert cuda.memory_info()["peak"] >= before + (4 << 20)
+    cuda.synchronize()
+    cuda.reset_peak_memory()
+    assert cuda.memory_info()["peak"] == cuda.memory_info()["in_use"] < before + (4 << 20)
+
+
+def test_device_info(cuda):
+    info = cuda.device_info()
+    assert info["name"]
+    assert info["compute_capability"] >= (7, 5)
+    assert info["multiprocessors"] > 0
+    assert info["float32_flops"] > info["bandwidth"] > 0
+    assert info["half_flops"] >= 4 * info["float32_flops"]
+    assert (info["tf32_flops"] > 0) == (info["compute_capability"] >= (8, 0))
+    if "host" in info["name"]:  # 4 multiprocessors of 1 GHz with 64 FMAs, as an A100 has; 128 bits of 2 GHz
+        assert (info["float32_flops"], info["tf32_flops"], info["bandwidth"]) == (512e9, 4096e9, 32e9)
 
 
 @pytest.mark.parametrize("kind", DTYPES)

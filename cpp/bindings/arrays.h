@@ -43,6 +43,11 @@ inline std::size_t item_size(DType dtype) {
   }
 }
 
+// The type of sums and statistics, as Accumulator<T>.
+inline DType accumulator_of(DType dtype) {
+  return dtype == DType::float16 || dtype == DType::bfloat16 ? DType::float32 : dtype;
+}
+
 // An input: keeps the array (or its contiguous copy) alive.
 class Array {
  public:

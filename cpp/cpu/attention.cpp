@@ -403,8 +403,8 @@ Index limit_threads(const AttentionShape& s, Index tasks) {
 }  // namespace
 
 template <class T>
-void attention_forward(const AttentionShape& s, const AttentionParams<T>& params, const T* q, const T* k, const T* v,
-                       T* y, T* lse, T* weights) {
+void attention_forward(const AttentionShape& s, const AttentionParams<Accumulator<T>>& params, const T* q, const T* k,
+                       const T* v, T* y, Accumulator<T>* lse, T* weights) {
   const Index heads = s.n * s.heads;
   const Index task_queries = heads >= kManyHeads ? s.queries : std::min(s.queries, kTaskQueries);
   const Index blocks = task_queries == 0 ? 0 : ceil_div(s.queries, task_queries);
@@ -446,8 +446,8 @@ void attention_forward(const AttentionShape& s, const AttentionParams<T>& params
 }
 
 template <class T>
-void attention_backward(const AttentionShape& s, const AttentionParams<T>& params, const T* dy, const T* q, const T* k,
-                        const T* v, const T* y, const T* lse, T* dq, T* dk, T* dv) {
+void attention_backward(const AttentionShape& s, const AttentionParams<Accumulator<T>>& params, const T* dy, const T* q,
+                        const T* k, const T* v, const T* y, const Accumulator<T>* lse, T* dq, T* dk, T* dv) {
   const Index heads = s.n * s.heads;
   if (heads == 0) return;
   const Index blocks = std::max<Index>(1, ceil_div(s.keys, kBackwardKeys));

@@ -6,12 +6,16 @@
 //
 // Backward recomputes p from lse:  ds[i,j] = p[i,j] (dy[i] . v[j] - dy[i] . y[i]),
 // dq = scale ds k,  dk = scale ds^T q,  dv = p^T dy. A query that sees no key has y = 0, lse = -inf, gradients 0.
+//
+// Of float16 and bfloat16, lse and an added mask are float32; where tensor cores multiply, p and ds are rounded to the
+// arrays' type first, as the arrays themselves are.
 #pragma once
 
 #include <algorithm>
 #include <optional>
 #include <vector>
 
+#include "lec7/half.h"
 #include "lec7/indices.h"
 
 namespace lec7 {
@@ -67,10 +71,12 @@ inline Index visible_keys(const AttentionShape& s, const AttentionParams<T>& par
 
 LEC7_KERNELS(
     // weights (N, heads, Tq, Tk) may be null: not wanted.
-    template <class T> void attention_forward(const AttentionShape& shape, const AttentionParams<T>& params, const T* q,
-                                              const T* k, const T* v, T* y, T* lse, T* weights);
+    template <class T>
+    void attention_forward(const AttentionShape& shape, const AttentionParams<Accumulator<T>>& params, const T* q,
+                           const T* k, const T* v, T* y, Accumulator<T>* lse, T* weights);
 
     // dq, dk and dv may be null: not wanted.
     template <class T>
-    void attention_backward(const AttentionShape& shape, const AttentionParams<T>& params, const T* dy, const T* q,
-                            const T* k, const T* v, const T* y, const T* lse, T* dq, T* dk, T* dv);)
+    void attention_backward(const AttentionShape& shape, const AttentionParams<Accumulator<T>>& params, const T* dy,
+                            const T* q, const T* k, const T* v, const T* y, const Accumulator<T>* lse, T* dq, T* dk,
+                            T* dv);)

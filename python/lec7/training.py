@@ -85,15 +85,16 @@ class Trainer:
                  and buffers (running averages, carried states) are as they were.
         """
         learns = slice(self.parameters.trainable)
-        values, grads = self.parameters.values[learns], self.parameters.grads[learns]
+        values = self.parameters.values[learns]
         x, targets = (like(a, values) for a in (x, targets))
         if recording(values) is not None:
-            return self._recorded_step(x, targets, values, grads)
+            return self._recorded_step(x, targets, values, self.parameters.grads[learns])
         put_buffers_back = self.model.keep_buffers()
         try:
             y, cache = self.model.forward(x, training=True)
             loss, dy = self.loss(y, targets)
             self.model.backward(dy, cache, needs_dx=False)
+            grads = self.parameters.grads[learns]
             norm = float(ops.global_norm(grads))  # waits for all of it
             loss = float(loss)
         except Exception:  # no memory, a label outside the classes: the step can be tried again

@@ -50,7 +50,7 @@ class Sequential(Layer):
         if len(cache) != len(layers):
             raise RuntimeError("Sequential: an earlier backward has used this cache up")
         # Below the first layer that learns, nobody asks for a gradient.
-        first = 0 if needs_dx else next((i for i, layer in enumerate(layers) if layer.params), len(layers))
+        first = 0 if needs_dx else next((i for i, layer in enumerate(layers) if layer.learns), len(layers))
         grad = dy
         for i in range(len(layers) - 1, first - 1, -1):
             # A cache goes as soon as its layer is done: the gradients below can take its memory.
