@@ -1,6 +1,7 @@
 // Convolution. One rule, `convolve`, picks the variant, and `weight_gradient` likewise:
 //
 //   Winograd   3 x 3 to 5 x 5 with stride 1, float32: fewer products   (winograd.cpp)
+//   planar     few channels come out, with stride 1 along lines        (planar.cpp)
 //   pointwise  1 x 1 with stride 1 is a matrix product of x itself     (gemm.cpp)
 //   depthwise  one channel a filter                                    (depthwise.cpp)
 //   direct     the rest                                                (direct.cpp)
@@ -8,7 +9,8 @@
 // Strided convolutions of few channels become Winograd's by space to depth (space_to_depth.h).
 //
 // The gradient of x is a convolution of dy with the turned, transposed filters; a stride s splits it into s phases (the
-// cells i = r mod s of an axis), each of them dense with its own taps. Fewer channels than lanes take another way.
+// cells i = r mod s of an axis), each of them dense with its own taps. Where x has fewer channels than lanes and planar
+// is not taken, windows hand what they have to the cells under them.
 #include "lec7/conv.h"
 
 #include <algorithm>
