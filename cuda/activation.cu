@@ -1,4 +1,4 @@
-// Elementwise, bound by memory: 12 bytes an element in backward, 8 in forward.
+// Elementwise, bound by memory: 12 bytes an element in backward (6 of float16 and bfloat16), 8 in forward.
 #include "lec7/activation.h"
 
 #include "activation.h"
@@ -20,10 +20,11 @@ struct ActivationForward {
   }
 };
 
+template <class T>
 struct ActivationBackward {
   Activation activation;
-  const float *dy, *y;
-  float* dx;
+  const T *dy, *y;
+  T* dx;
 
   template <int width>
   __device__ void operator()(Index i) const {
@@ -41,9 +42,12 @@ void activation_forward(Activation activation, Index n, const float* x, float* y
   elementwise("activation_forward_kernel", n, {x, y}, ActivationForward{activation, x, y});
 }
 
-template <>
-void activation_backward(Activation activation, Index n, const float* dy, const float* y, float* dx) {
-  elementwise("activation_backward_kernel", n, {dy, y, dx}, ActivationBackward{activation, dy, y, dx});
+template <class T>
+void activation_backward(Activation activation, Index n, const T* dy, const T* y, T* dx) {
+  elementwise("activation_backward_kernel", n, {dy, y, dx}, ActivationBackward<T>{activation, dy, y, dx});
 }
+template void activation_backward(Activation, Index, const float*, const float*, float*);
+template void activation_backward(Activation, Index, const float16*, const float16*, float16*);
+template void activation_backward(Activation, Index, const bfloat16*, const bfloat16*, bfloat16*);
 
 }  // namespace lec7::cuda

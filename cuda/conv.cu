@@ -6,16 +6,18 @@
 //   scattered   dx of few channels: dy W^T is what each window hands to the cells under it, and each cell adds up
 //   implicit    the rest: a matrix product whose operand, the patches of x, is never stored
 //
-// With allow_tf32() pointwise and implicit products run on tensor cores, and Winograd's are not taken.
+// With allow_tf32() pointwise and implicit products run on tensor cores, and Winograd's are not taken. float16 and
+// bfloat16, whose products are on tensor cores wherever there are some, know the pointwise and the implicit variant.
 //
 // Implicit products, in tiles of tile.h: a row is an output cell, k runs over the taps and in each over the channels, a
-// column is a filter. 2 cells taps channels filters FLOPs, bound by the FMA units; a thread finds its four channels of
-// a patch with two divisions (divisor.h) in the time of 256 multiplications. dx is the same kernel: the cells i = r
+// column is a filter. 2 cells taps channels filters FLOPs, bound by the FMA units; with three divisions (divisor.h) a
+// thread finds the tap and the channel that all its numbers of a step share. dx is the same kernel: the cells i = r
 // (mod stride) of x are, for each r, a convolution of dy with some of the taps, and one launch does up to kMostPasses
 // of them. dweight has the taps and channels as rows and sums over the cells of y, cut into parts.
 #include "conv.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "gemm.h"
 #include "patches.h"
@@ -34,210 +36,193 @@ Index input_cells(const ConvShape& s) { return s.batch * s.windows[0].in * s.win
 // ---- The operands ----
 
 // Rows are output cells, k the taps and channels.
+template <class T>
 struct PatchSource {
-  const float* x;  // the group's first channel
-  int channels;    // of all groups
-  bool vector;     // four channels of a patch are 16 aligned bytes
+  using Number = T;
+  const T* x;    // the group's first channel
+  int channels;  // of all groups
+  bool vector;   // a group's channels are units of 16 aligned bytes
   const Pass& pass;
 
-  struct Cursor {
-    Cell origin;
-    int k;
+  using Line = Walk;
+  struct Step {
+    Walk tap;
+    int channel;
   };
-  __device__ bool along_depth() const { return true; }
-  __device__ Cursor start(Index row, Index k) const {
-    const auto at = static_cast<int>(row);
-    return {row < pass.rows() ? pass.origin(pass.output(at)) : Pass::nowhere(), static_cast<int>(k)};
+  __device__ static bool along_depth() { return true; }
+  __device__ Line line(Index row) const {
+    return pass.walk_to_first(pass.output(row < pass.rows() ? static_cast<int>(row) : 0));
   }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    float v[4] = {};
-    if (vector) {
-      const float* const at = left > 0 ? find(c, c.k + k) : nullptr;
-      return at != nullptr ? __ldg(reinterpret_cast<const float4*>(at)) : make_float4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float* const at = e < left ? find(c, c.k + k + e) : nullptr;
-      if (at != nullptr) v[e] = __ldg(at);
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
-  __device__ const float* find(const Cursor& c, int k) const {
+  __device__ Step step(int k) const {
     const auto [tap, channel] = pass.tap_and_channel(k);
-    const int cell = pass.input(c.origin, pass.tap(tap));
-    return cell >= 0 ? x + static_cast<Index>(cell) * channels + channel : nullptr;
+    return {pass.walk_to_tap(pass.tap(tap)), channel};
+  }
+  __device__ Found<T> find(const Walk& first, const Step& step) const {
+    const bool inside = pass.is_inside(first, step.tap);
+    const int cell = inside ? Pass::cell(first, step.tap) : 0;
+    return {x + step.channel + static_cast<Index>(cell) * channels, inside};
   }
 };
 
 // The filters with k the taps and channels of the pass: the filters' own channels (rows) in y's pass, the filters in
 // dx's.
+template <class T>
 struct FilterSource {
-  const float* weight;  // the group's first
+  using Number = T;
+  const T* weight;  // the group's first
   Index tap_stride, channel_stride, column_stride;
   int width;
   bool vector;
   const Pass& pass;
 
-  struct Cursor {
-    const float* at;
-    int left, k;
-  };
+  using Line = const T*;
   __device__ bool along_depth() const { return channel_stride == 1; }
-  __device__ Cursor start(Index column, Index k) const {
-    return {weight + column * column_stride, width - static_cast<int>(column), static_cast<int>(k)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    if (!along_depth()) return load_quad(find(c, c.k + k), left > 0 ? c.left : 0, vector);
-    return gather_quad([&](int at) { return find(c, at); }, c.k + k, c.left > 0 ? left : 0, vector);
-  }
-  __device__ const float* find(const Cursor& c, int k) const {
+  __device__ Line line(Index column) const { return weight + (column < width ? column * column_stride : 0); }
+  __device__ Index step(int k) const {
     const auto [tap, channel] = pass.tap_and_channel(k);
-    return c.at + pass.stored(tap) * tap_stride + channel * channel_stride;
+    return pass.stored(tap) * tap_stride + channel * channel_stride;
   }
+  __device__ Found<T> find(Line line, Index step) const { return {line + step, true}; }
 };
 
 // Rows (the operand is used transposed) are the taps and channels, k the output cells.
+template <class T>
 struct TransposedPatchSource {
-  const float* x;
-  int channels;
-  bool vector;
-  const Pass& pass;
+  using Number = T;
+  PatchSource<T> patches;
+  bool vector = patches.vector;
 
-  struct Cursor {
-    Cell tap;  // of the first row, and its channel, where four rows are in one tap
-    int channel, row, k;
-  };
-  __device__ bool along_depth() const { return false; }
-  __device__ Cursor start(Index row, Index k) const {
-    const auto i = static_cast<int>(row);
-    const auto [tap, channel] = pass.tap_and_channel(i);
-    return {pass.tap(tap), channel, i, static_cast<int>(k)};
+  using Line = typename PatchSource<T>::Step;
+  __device__ static bool along_depth() { return false; }
+  __device__ Line line(Index row) const { return patches.step(row < patches.pass.depth() ? static_cast<int>(row) : 0); }
+  __device__ Walk step(int k) const {
+    const Pass& pass = patches.pass;
+    return pass.walk_to_first(pass.output(k));
   }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    if (left <= 0 || c.row >= pass.depth()) return make_float4(0, 0, 0, 0);
-    const Cell origin = pass.origin(pass.output(c.k + k));
-    if (vector) {
-      const int cell = pass.input(origin, c.tap);
-      if (cell < 0) return make_float4(0, 0, 0, 0);
-      return __ldg(reinterpret_cast<const float4*>(x + static_cast<Index>(cell) * channels + c.channel));
-    }
-    float v[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (c.row + e >= pass.depth()) continue;
-      const auto [tap, channel] = pass.tap_and_channel(c.row + e);
-      const int cell = pass.input(origin, pass.tap(tap));
-      if (cell >= 0) v[e] = __ldg(x + static_cast<Index>(cell) * channels + channel);
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
+  __device__ Found<T> find(const Line& line, const Walk& first) const { return patches.find(first, line); }
 };
 
 // ---- y and dx ----
 
+template <class T>
 struct ConvOperands {
-  const float *x, *weight;
-  float* y;
+  const T *x, *weight;
   int groups, in, out;                              // channels of a group of x and of y
   Index tap_stride, channel_stride, column_stride;  // of the filters
   Index group_stride;                               // from a group's filters to the next's
-  bool x_vector, weight_vector, y_vector;
-  Finish finish;
+  Finish<T> finish;
+  bool x_vector = is_vector(x, in);
+  bool weight_vector = is_vector(weight, std::gcd(channel_stride == 1 ? in : out, group_stride));
 };
 
-template <class T>
-__global__ void __launch_bounds__(T::kThreads, T::kResident)
-    conv_kernel(const __grid_constant__ Passes passes, ConvOperands o, Plan plan, Index part_size) {
+template <class Tile, class T>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
+    conv_kernel(const __grid_constant__ Passes passes, ConvOperands<T> o, Output<T> y, Plan plan, Index part_size) {
   Index block = blockIdx.x;
   const auto next = [&](Index n) {
     const Index i = block % n;
     block /= n;
     return i;
   };
-  const Index column = next(plan.tiles_across) * T::kColumns, row = next(plan.tiles_down) * T::kRows;
+  const Index column = next(plan.tiles_across) * Tile::kColumns, row = next(plan.tiles_down) * Tile::kRows;
   const Index group = next(o.groups), part = next(plan.splits);
   const Pass& pass = passes.pass[block];
-  const Index rows = pass.rows(), begin = part * plan.chunk, left = pass.depth() - begin;
+  const Index rows = pass.rows();
   if (row >= rows) return;  // of the phases some have fewer cells
 
-  const PatchSource a{o.x + group * o.in, o.groups * o.in, o.x_vector, pass};
-  const FilterSource b{
+  const PatchSource<T> a{o.x + group * o.in, o.groups * o.in, o.x_vector, pass};
+  const FilterSource<T> b{
       o.weight + group * o.group_stride, o.tap_stride, o.channel_stride, o.column_stride, o.out, o.weight_vector, pass};
-  float* const y = o.y + part * part_size + group * o.out;
+  const Index first = part * part_size + group * o.out;
   const int channels = o.groups * o.out;
-  Finish finish = o.finish;
+  Finish<T> finish = o.finish;
   if (finish.bias != nullptr) finish.bias += group * o.out;
-  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < plan.chunk ? left : plan.chunk),
-                   [&](Index i, Index j, float4 quad) {
-                     if (i >= rows) return;
-                     const Index cell = pass.cell_of_y(pass.output(static_cast<int>(i)));
-                     store_quad(y + cell * channels + j, j, o.out, o.y_vector, finish, quad);
-                   });
+  multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, pass.depth()),
+                      [&](Index i, Index j, float4 quad) {
+                        if (i >= rows) return;
+                        const Index cell = pass.cell_of_y(pass.output(static_cast<int>(i)));
+                        y.store(first + cell * channels + j, j, o.out, finish, quad);
+                      });
 }
 
-template <class Body>
+// A large tile's 64 sums and the place of a patch do not fit into the registers of a thread.
+constexpr TileKind kFloatTiles[] = {TileKind::tall, TileKind::small, TileKind::narrow, TileKind::tf32};
+constexpr TileKind kHalfTiles[] = {TileKind::half, TileKind::narrow_half, TileKind::small};
+
+template <class T>
+Plan plan_conv(Index rows, Index columns, Index depth, Index count) {
+  return is_half<T> ? plan_tiles(rows, columns, depth, count, kHalfTiles)
+                    : plan_tiles(rows, columns, depth, count, kFloatTiles);
+}
+
+// body<Tile>()
+template <class T, class Body>
 void with_tile(TileKind kind, Body&& body) {
-  switch (kind) {
-    case TileKind::tall: return body.template operator()<TallTile>();
-    case TileKind::narrow: return body.template operator()<NarrowTile>();
-    case TileKind::tf32: return body.template operator()<Tf32Tile>();
-    default: return body.template operator()<SmallTile>();
+  if constexpr (is_half<T>) {
+    switch (kind) {
+      case TileKind::half: return body.template operator()<WideHalfTile<T>>();
+      case TileKind::narrow_half: return body.template operator()<NarrowHalfTile<T>>();
+      default: return body.template operator()<SmallTile>();
+    }
+  } else {
+    switch (kind) {
+      case TileKind::tall: return body.template operator()<TallTile>();
+      case TileKind::narrow: return body.template operator()<NarrowTile>();
+      case TileKind::tf32: return body.template operator()<Tf32Tile>();
+      default: return body.template operator()<SmallTile>();
+    }
   }
 }
-// A large tile's 64 sums and the place of a patch do not fit into the registers of a thread.
-constexpr TileKind kConvTiles[] = {TileKind::tall, TileKind::small, TileKind::narrow, TileKind::tf32};
 
 // y, of `size` numbers, from the passes over x: all its cells, each in one pass.
-void convolve(const std::vector<Pass>& passes, ConvOperands o, Index size) {
+template <class T>
+void convolve(const std::vector<Pass>& passes, const ConvOperands<T>& o, T* y, Index size) {
   Index rows = 0, depth = 0;
   for (const Pass& pass : passes)
     rows = std::max<Index>(rows, pass.rows()), depth = std::max<Index>(depth, pass.depth());
   if (rows == 0) return;
-  o.x_vector = is_vector(o.x, o.in);
-  o.weight_vector = is_vector(o.weight, o.channel_stride == 1 ? o.in : o.out) && o.group_stride % 4 == 0;
   const auto some = static_cast<Index>(std::min<std::size_t>(passes.size(), kMostPasses));
-  const Plan plan = plan_tiles(rows, o.out, depth, o.groups * some, kConvTiles);
-  Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
-  const Finish finish = o.finish;
-  float* const y = o.y;
-  if (plan.splits > 1) o.y = parts.data(), o.finish = {nullptr, Activation::none};
-  o.y_vector = is_vector(o.y, o.out);
+  const Plan plan = plan_conv<T>(rows, o.out, depth, o.groups * some);
+  const bool split = plan.splits > 1;
+  Buffer<float> parts(split ? plan.splits * size : 0);
+  ConvOperands<T> first = o;
+  if (split) first.finish = {nullptr, Activation::none};
+  const Output<T> output = split ? Output<T>::parts(parts.data(), o.out) : Output<T>(y, o.out);
   for_passes(passes, [&](const Passes& now, int count) {
-    with_tile(plan.kind, [&]<class T> {
-      launch("conv_kernel", conv_kernel<T>, {static_cast<unsigned>(plan.blocks() * o.groups * count), T::kThreads}, now,
-             o, plan, size);
+    with_tile<T>(plan.kind, [&]<class Tile> {
+      launch("conv_kernel", conv_kernel<Tile, T>,
+             {static_cast<unsigned>(plan.blocks() * o.groups * count), Tile::kThreads}, now, first, output, plan, size);
     });
   });
   const Index channels = Index{o.groups} * o.out;
-  if (plan.splits > 1) sum_parts(parts.data(), plan.splits, size / channels, channels, y, channels, finish);
+  if (split) sum_parts(parts.data(), plan.splits, size / channels, channels, y, channels, o.finish);
 }
 
 // ---- dweight ----
 
-template <class T>
-__global__ void __launch_bounds__(T::kThreads, T::kResident)
-    conv_weight_gradient_kernel(const __grid_constant__ Pass pass, const float* x, bool x_vector, int in,
-                                MatrixSource dz, int groups, Plan plan, float* dweight, bool vector, Index part_size) {
+template <class Tile, class T>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
+    conv_weight_gradient_kernel(const __grid_constant__ Pass pass, const T* x, bool x_vector, int in,
+                                MatrixSource<T> dz, int groups, Plan plan, Output<T> dweight, Index part_size) {
   Index block = blockIdx.x;
   const auto next = [&](Index n) {
     const Index i = block % n;
     block /= n;
     return i;
   };
-  const Index column = next(plan.tiles_across) * T::kColumns, row = next(plan.tiles_down) * T::kRows;
+  const Index column = next(plan.tiles_across) * Tile::kColumns, row = next(plan.tiles_down) * Tile::kRows;
   const Index group = next(groups), part = block;
-  const Index begin = part * plan.chunk, left = pass.rows() - begin, filters = groups * dz.width;
+  const Index filters = groups * dz.width;
 
-  const TransposedPatchSource a{x + group * in, groups * in, x_vector, pass};
-  MatrixSource b = dz;
+  const TransposedPatchSource<T> a{{x + group * in, groups * in, x_vector, pass}};
+  MatrixSource<T> b = dz;
   b.data += group * dz.width;
-  float* const to = dweight + part * part_size + group * dz.width;
-  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < plan.chunk ? left : plan.chunk),
-                   [&](Index i, Index j, float4 quad) {
-                     if (i < pass.depth()) {
-                       store_quad(to + i * filters + j, j, dz.width, vector, {nullptr, Activation::none}, quad);
-                     }
-                   });
+  const Index first = part * part_size + group * dz.width;
+  multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, pass.rows()),
+                      [&](Index i, Index j, float4 quad) {
+                        if (i >= pass.depth()) return;
+                        dweight.store(first + i * filters + j, j, dz.width, {nullptr, Activation::none}, quad);
+                      });
 }
 
 // ---- dx of few channels ----
@@ -246,7 +231,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kResident)
 // memory: 4 bytes for each number handed.
 __global__ void __launch_bounds__(kThreads)
     gather_windows_kernel(const __grid_constant__ Cover cover, Divisor by_channels, int channels, Index size,
-                          const float* handed, Finish finish, float* dx) {
+                          const float* handed, Finish<float> finish, float* dx) {
   const int depth = cover.axes[0].taps * cover.axes[1].taps * cover.axes[2].taps * channels;
   LEC7_STRIDED(i, size) {
     const auto [cell, c] = by_channels(static_cast<int>(i));
@@ -268,7 +253,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void scatter_few_channels(const ConvShape& s, const float* dz, const float* weight, const Finish& finish, float* dx) {
+void scatter_few_channels(const ConvShape& s, const float* dz, const float* weight, const Finish<float>& finish,
+                          float* dx) {
   const Index windows = output_cells(s) / s.batch, cells = input_cells(s) / s.batch, depth = s.taps() * s.channels;
   const Index numbers = std::max(windows * depth, cells * s.channels);
   const Index images = std::clamp<Index>(kHandedNumbers / numbers, 1, s.batch);
@@ -297,92 +283,124 @@ bool is_scattered(const ConvShape& s) {
   return s.groups == 1 && s.channels < kFewChannels && s.taps() > 1 && s.batch > 0 && image <= INT32_MAX;
 }
 
+// What float32 alone has: y, dx or dweight by another variant than pointwise and implicit, if one pays.
+template <class T>
+bool forward_by_variant(const ConvShape& s, const T* x, const T* weight, const T* bias, T* y) {
+  if constexpr (!is_half<T>) {
+    if (is_depthwise(s)) return depthwise_forward(s, x, weight, bias, y), true;
+    if (winograd_pays(s)) return winograd_forward(s, x, weight, bias, y), true;
+  }
+  return false;
+}
+template <class T>
+bool input_gradient_by_variant(const ConvShape& s, const T* dz, const T* weight, const T* bias, T* dx) {
+  if constexpr (!is_half<T>) {
+    if (is_depthwise(s)) return depthwise_input_gradient(s, dz, weight, bias, dx), true;
+    if (winograd_pays(s)) return winograd_input_gradient(s, dz, weight, bias, dx), true;
+    if (is_scattered(s)) return scatter_few_channels(s, dz, weight, {bias, Activation::none}, dx), true;
+  }
+  return false;
+}
+template <class T>
+bool weight_gradient_by_variant(const ConvShape& s, const T* dz, const T* x, T* dweight) {
+  if constexpr (!is_half<T>) {
+    if (is_depthwise(s)) return depthwise_weight_gradient(s, dz, x, dweight), true;
+    if (winograd_pays(s)) return winograd_weight_gradient(s, dz, x, dweight), true;
+  }
+  return false;
+}
+
 }  // namespace
 
-template <>
-void conv_forward(const ConvShape& s, const float* x, const float* weight, const float* bias, float* y) {
+template <class T>
+void conv_forward(const ConvShape& s, const T* x, const T* weight, const T* bias, T* y) {
   const Index cells = output_cells(s);
   if (is_pointwise(s)) {
     return gemm(cells, s.filters, s.channels, {x, s.channels}, {weight, s.filters}, y, s.filters, bias, s.activation);
   }
-  if (is_depthwise(s)) return depthwise_forward(s, x, weight, bias, y);
-  if (winograd_pays(s)) return winograd_forward(s, x, weight, bias, y);
-  ConvOperands o{x,
-                 weight,
-                 y,
-                 static_cast<int>(s.groups),
-                 static_cast<int>(s.group_channels()),
-                 static_cast<int>(s.group_filters()),
-                 s.group_channels() * s.filters,
-                 s.filters,
-                 1,
-                 s.group_filters(),
-                 false,
-                 false,
-                 false,
-                 {bias, s.activation}};
-  convolve({forward_pass(s)}, o, cells * s.filters);
+  if (forward_by_variant(s, x, weight, bias, y)) return;
+  const ConvOperands<T> o{x,
+                          weight,
+                          static_cast<int>(s.groups),
+                          static_cast<int>(s.group_channels()),
+                          static_cast<int>(s.group_filters()),
+                          s.group_channels() * s.filters,
+                          s.filters,
+                          1,
+                          s.group_filters(),
+                          {bias, s.activation}};
+  convolve({forward_pass(s)}, o, y, cells * s.filters);
 }
 
-void conv_input_gradient(const ConvShape& s, const float* dz, const float* weight, const float* bias, float* dx) {
+template <class T>
+void conv_input_gradient(const ConvShape& s, const T* dz, const T* weight, const T* bias, T* dx) {
   const Index cells = input_cells(s);
-  const Finish finish{bias, Activation::none};
   if (is_pointwise(s)) {
     return gemm(cells, s.channels, s.filters, {dz, s.filters}, {weight, s.filters, true}, dx, s.channels, bias);
   }
-  if (is_depthwise(s)) return depthwise_input_gradient(s, dz, weight, bias, dx);
-  if (winograd_pays(s)) return winograd_input_gradient(s, dz, weight, bias, dx);
-  if (is_scattered(s)) return scatter_few_channels(s, dz, weight, finish, dx);
-  ConvOperands o{dz,
-                 weight,
-                 dx,
-                 static_cast<int>(s.groups),
-                 static_cast<int>(s.group_filters()),
-                 static_cast<int>(s.group_channels()),
-                 s.group_channels() * s.filters,
-                 1,
-                 s.filters,
-                 s.group_filters(),
-                 false,
-                 false,
-                 false,
-                 finish};
-  convolve(input_gradient_passes(s), o, cells * s.channels);
+  if (input_gradient_by_variant(s, dz, weight, bias, dx)) return;
+  const ConvOperands<T> o{dz,
+                          weight,
+                          static_cast<int>(s.groups),
+                          static_cast<int>(s.group_filters()),
+                          static_cast<int>(s.group_channels()),
+                          s.group_channels() * s.filters,
+                          1,
+                          s.filters,
+                          s.group_filters(),
+                          {bias, Activation::none}};
+  convolve(input_gradient_passes(s), o, dx, cells * s.channels);
 }
 
-void conv_weight_gradient(const ConvShape& s, const float* dz, const float* x, float* dweight) {
+template <class T>
+void conv_weight_gradient(const ConvShape& s, const T* dz, const T* x, T* dweight) {
   const Index cells = output_cells(s), depth = s.taps() * s.group_channels(), size = depth * s.filters;
   if (is_pointwise(s)) {
     return gemm(s.channels, s.filters, cells, {x, s.channels, true}, {dz, s.filters}, dweight, s.filters);
   }
-  if (is_depthwise(s)) return depthwise_weight_gradient(s, dz, x, dweight);
-  if (winograd_pays(s)) return winograd_weight_gradient(s, dz, x, dweight);
-  const Plan plan = plan_tiles(depth, s.group_filters(), cells, s.groups, kConvTiles);
-  Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
-  float* const to = plan.splits > 1 ? parts.data() : dweight;
-  const MatrixSource b{dz, s.filters, s.group_filters(), false, is_vector(dz, s.group_filters())};
-  with_tile(plan.kind, [&]<class T> {
-    launch("conv_weight_gradient_kernel", conv_weight_gradient_kernel<T>,
-           {static_cast<unsigned>(plan.blocks() * s.groups), T::kThreads}, forward_pass(s), x,
-           is_vector(x, s.group_channels()), s.group_channels(), b, s.groups, plan, to,
-           is_vector(to, s.group_filters()), size);
+  if (weight_gradient_by_variant(s, dz, x, dweight)) return;
+  const Plan plan = plan_conv<T>(depth, s.group_filters(), cells, s.groups);
+  const bool split = plan.splits > 1;
+  Buffer<float> parts(split ? plan.splits * size : 0);
+  const MatrixSource<T> b{dz, static_cast<int>(s.group_filters()), 1, static_cast<int>(s.filters),
+                          is_vector(dz, s.group_filters())};
+  const Output<T> output =
+      split ? Output<T>::parts(parts.data(), s.group_filters()) : Output<T>(dweight, s.group_filters());
+  with_tile<T>(plan.kind, [&]<class Tile> {
+    launch("conv_weight_gradient_kernel", conv_weight_gradient_kernel<Tile, T>,
+           {static_cast<unsigned>(plan.blocks() * s.groups), Tile::kThreads}, forward_pass(s), x,
+           is_vector(x, s.group_channels()), s.group_channels(), b, s.groups, plan, output, size);
   });
-  if (plan.splits > 1) sum_parts(parts.data(), plan.splits, 1, size, dweight, size, {nullptr, Activation::none});
+  if (split) {
+    sum_parts(parts.data(), plan.splits, 1, size, dweight, size, Finish<T>{nullptr, Activation::none});
+  }
 }
 
-template <>
-void conv_backward(const ConvShape& s, const float* dy, const float* x, const float* weight, const float* y, float* dx,
-                   float* dweight, float* dbias) {
+// dz is stored as T, rounded once.
+template <class T>
+void conv_backward(const ConvShape& s, const T* dy, const T* x, const T* weight, const T* y, T* dx, T* dweight,
+                   T* dbias) {
   const Index rows = output_cells(s);
   const bool through = s.activation != Activation::none;
-  Buffer<float> dz(through ? rows * s.filters : 0);
+  Buffer<T> dz(through ? rows * s.filters : 0);
   if (through) {
     activation_backward(s.activation, rows * s.filters, dy, y, dz.data());
     dy = dz.data();
   }
-  if (dx != nullptr) conv_input_gradient(s, dy, weight, nullptr, dx);
+  constexpr T* none = nullptr;
+  if (dx != nullptr) conv_input_gradient<T>(s, dy, weight, none, dx);
   if (dweight != nullptr) conv_weight_gradient(s, dy, x, dweight);
   if (dbias != nullptr) column_sum(rows, s.filters, dy, s.filters, dbias);
 }
+
+#define LEC7_CONV_OF(T)                                                                              \
+  template void conv_forward(const ConvShape&, const T*, const T*, const T*, T*);                    \
+  template void conv_backward(const ConvShape&, const T*, const T*, const T*, const T*, T*, T*, T*); \
+  template void conv_input_gradient(const ConvShape&, const T*, const T*, const T*, T*);             \
+  template void conv_weight_gradient(const ConvShape&, const T*, const T*, T*)
+LEC7_CONV_OF(float);
+LEC7_CONV_OF(float16);
+LEC7_CONV_OF(bfloat16);
+#undef LEC7_CONV_OF
 
 }  // namespace lec7::cuda

@@ -7,8 +7,10 @@
 namespace lec7::cuda {
 
 // dx, plus bias (of the channels) where it is not null.
-void conv_input_gradient(const ConvShape& shape, const float* dz, const float* weight, const float* bias, float* dx);
-void conv_weight_gradient(const ConvShape& shape, const float* dz, const float* x, float* dweight);
+template <class T>
+void conv_input_gradient(const ConvShape& shape, const T* dz, const T* weight, const T* bias, T* dx);
+template <class T>
+void conv_weight_gradient(const ConvShape& shape, const T* dz, const T* x, T* dweight);
 
 // ---- depthwise.cu: each channel has its own filters ----
 

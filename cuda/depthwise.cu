@@ -54,7 +54,7 @@ struct Depthwise {
   const float *x, *weight;
   float* y;
   int groups, in, out;  // channels of a group of x and of y: one of them is 1
-  Finish finish;
+  Finish<float> finish;
 };
 
 template <int V>
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   }
 }
 
-Depthwise operands(const ConvShape& s, const float* x, const float* weight, float* y, const Finish& finish) {
+Depthwise operands(const ConvShape& s, const float* x, const float* weight, float* y, const Finish<float>& finish) {
   return {x, weight, y, static_cast<int>(s.groups), 1, static_cast<int>(s.group_filters()), finish};
 }
 
@@ -190,7 +190,7 @@ void depthwise_weight_gradient(const ConvShape& s, const float* dz, const float*
   launch("depthwise_weight_gradient_kernel", depthwise_weight_gradient_kernel,
          {static_cast<unsigned>(groups * across * parts), kThreads}, pass, x, dz, s.channels, s.group_filters(), lanes,
          across, groups, chunk, parts > 1 ? partial.data() : dweight);
-  if (parts > 1) sum_parts(partial.data(), parts, 1, size, dweight, size, {nullptr, Activation::none});
+  if (parts > 1) sum_parts(partial.data(), parts, 1, size, dweight, size, Finish<float>{nullptr, Activation::none});
 }
 
 }  // namespace lec7::cuda

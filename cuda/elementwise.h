@@ -6,7 +6,9 @@
 
 #include <initializer_list>
 
+#include "half.h"
 #include "kernel.h"
+#include "mma.h"
 
 namespace lec7::cuda {
 
@@ -18,19 +20,28 @@ struct Floats {
 };
 
 // A plain assignment of a float4 may become four stores; __stwb is one, and otherwise no different.
-template <int width>
-__device__ Floats<width> load(const float* p) {
-  if constexpr (width == 4) {
+template <int width, class T>
+__device__ Floats<width> load(const T* p) {
+  if constexpr (width == 1) {
+    return {{to_float(*p)}};
+  } else if constexpr (is_half<T>) {
+    const uint2 v = *reinterpret_cast<const uint2*>(p);
+    const float2 first = unpack<T>(v.x), second = unpack<T>(v.y);
+    return {{first.x, first.y, second.x, second.y}};
+  } else {
     const float4 v = *reinterpret_cast<const float4*>(p);
     return {{v.x, v.y, v.z, v.w}};
-  } else {
-    return {{*p}};
   }
 }
-template <int width>
-__device__ void store(float* p, const Floats<width>& v) {
-  if constexpr (width == 4) __stwb(reinterpret_cast<float4*>(p), make_float4(v.at[0], v.at[1], v.at[2], v.at[3]));
-  else *p = v.at[0];
+template <int width, class T>
+__device__ void store(T* p, const Floats<width>& v) {
+  if constexpr (width == 1) {
+    *p = from_float<T>(v.at[0]);
+  } else if constexpr (is_half<T>) {
+    *reinterpret_cast<uint2*>(p) = make_uint2(pack<T>(v.at[0], v.at[1]), pack<T>(v.at[2], v.at[3]));
+  } else {
+    __stwb(reinterpret_cast<float4*>(p), make_float4(v.at[0], v.at[1], v.at[2], v.at[3]));
+  }
 }
 
 // Can each array's numbers, from the first on, be moved in fours?

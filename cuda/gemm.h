@@ -1,14 +1,19 @@
-// C (m x n) = activation(A (m x k) B (k x n) + bias): the matrix product under linear and recurrent, in float32.
+// C (m x n) = activation(A (m x k) B (k x n) + bias): the matrix product under linear and recurrent, of float, float16
+// or bfloat16, with float32 sums that are rounded once.
 #pragma once
+
+#include <type_traits>
 
 #include "kernel.h"
 #include "lec7/activation.h"
+#include "lec7/half.h"
 
 namespace lec7::cuda {
 
 // A matrix in memory: rows `stride` apart. `transposed`: the operand is this matrix's transpose.
+template <class T>
 struct Matrix {
-  const float* data;
+  const T* data;
   Index stride;
   bool transposed = false;
 };
@@ -20,10 +25,18 @@ struct Batch {
 };
 
 // Overwrites c (rows c_stride apart). bias (n) may be null. The order of each sum depends on the sizes only.
-void gemm(Index m, Index n, Index k, const Matrix& a, const Matrix& b, float* c, Index c_stride,
-          const float* bias = nullptr, Activation activation = Activation::none, const Batch& batch = {});
+template <class T>
+void gemm(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b, T* c, Index c_stride,
+          std::type_identity_t<const T*> bias = nullptr, Activation activation = Activation::none,
+          const Batch& batch = {});
+
+// The same with the sums as they are, float32.
+template <class T>
+void gemm_unrounded(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b, float* c, Index c_stride,
+                    const T* bias = nullptr);
 
 // out (n) = the sum of the rows of x (rows x n, stride apart): every bias gradient.
-void column_sum(Index rows, Index n, const float* x, Index stride, float* out);
+template <class T>
+void column_sum(Index rows, Index n, const T* x, Index stride, T* out);
 
 }  // namespace lec7::cuda

@@ -5,17 +5,17 @@
 
 namespace lec7::cuda {
 
-template <>
-void linear_forward(const LinearShape& s, const float* x, const float* weight, const float* bias, Activation activation,
-                    float* y) {
+template <class T>
+void linear_forward(const LinearShape& s, const T* x, const T* weight, const T* bias, Activation activation, T* y) {
   gemm(s.rows, s.out, s.in, {x, s.in}, {weight, s.out}, y, s.out, bias, activation);
 }
 
-template <>
-void linear_backward(const LinearShape& s, const float* dy, const float* x, const float* weight, const float* y,
-                     Activation activation, float* dx, float* dweight, float* dbias) {
+// dz is stored as T, rounded once.
+template <class T>
+void linear_backward(const LinearShape& s, const T* dy, const T* x, const T* weight, const T* y, Activation activation,
+                     T* dx, T* dweight, T* dbias) {
   const bool through = activation != Activation::none;
-  Buffer<float> dz(through ? s.rows * s.out : 0);
+  Buffer<T> dz(through ? s.rows * s.out : 0);
   if (through) {
     activation_backward(activation, s.rows * s.out, dy, y, dz.data());
     dy = dz.data();
@@ -25,9 +25,18 @@ void linear_backward(const LinearShape& s, const float* dy, const float* x, cons
   if (dbias != nullptr) column_sum(s.rows, s.out, dy, s.out, dbias);
 }
 
-template <>
-void matmul(const MatmulShape& s, const float* a, bool transpose_a, const float* b, bool transpose_b, float* c) {
+template <class T>
+void matmul(const MatmulShape& s, const T* a, bool transpose_a, const T* b, bool transpose_b, T* c) {
   gemm(s.m, s.n, s.k, {a, transpose_a ? s.m : s.k, transpose_a}, {b, transpose_b ? s.k : s.n, transpose_b}, c, s.n);
 }
+
+#define LEC7_LINEAR_OF(T)                                                                                            \
+  template void linear_forward(const LinearShape&, const T*, const T*, const T*, Activation, T*);                    \
+  template void linear_backward(const LinearShape&, const T*, const T*, const T*, const T*, Activation, T*, T*, T*); \
+  template void matmul(const MatmulShape&, const T*, bool, const T*, bool, T*)
+LEC7_LINEAR_OF(float);
+LEC7_LINEAR_OF(float16);
+LEC7_LINEAR_OF(bfloat16);
+#undef LEC7_LINEAR_OF
 
 }  // namespace lec7::cuda

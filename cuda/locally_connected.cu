@@ -11,6 +11,7 @@
 #include "lec7/locally_connected.h"
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "divisor.h"
 #include "tile.h"
@@ -20,32 +21,18 @@ namespace {
 
 // Rows are images; k runs over the numbers of lines that are line_stride apart.
 struct LineSource {
+  using Number = float;
   const float* data;  // of the first image
   Index image_stride, line_stride;
   Divisor by_line;  // numbers of a line
   Index images;
   bool vector;
 
-  struct Cursor {
-    const float* at;  // null: no such image
-    int k;
-  };
-  __device__ bool along_depth() const { return true; }
-  __device__ Cursor start(Index image, Index k) const {
-    return {image < images ? data + image * image_stride : nullptr, static_cast<int>(k)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    if (c.at == nullptr) left = 0;
-    if (vector) {
-      return left > 0 ? __ldg(reinterpret_cast<const float4*>(c.at + offset(c.k + k))) : make_float4(0, 0, 0, 0);
-    }
-    float v[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (e < left) v[e] = __ldg(c.at + offset(c.k + k + e));
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
+  using Line = const float*;
+  __device__ static bool along_depth() { return true; }
+  __device__ Line line(Index image) const { return data + (image < images ? image * image_stride : 0); }
+  __device__ Index step(int k) const { return offset(k); }
+  __device__ Found<float> find(Line line, Index step) const { return {line + step, true}; }
   __device__ Index offset(int k) const {
     const auto [line, rest] = by_line(k);
     return line * line_stride + rest;
@@ -54,56 +41,36 @@ struct LineSource {
 
 // The transpose: rows are the numbers of the lines, k the images.
 struct TransposedLineSource {
+  using Number = float;
   LineSource lines;
   int depth;  // numbers in all lines
+  bool vector = lines.vector;
 
-  struct Cursor {
-    const float* at;
-    int row;
-  };
-  __device__ bool along_depth() const { return false; }
-  __device__ Cursor start(Index row, Index image) const {
-    return {lines.data + image * lines.image_stride, static_cast<int>(row)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    const float* const image = c.at + k * lines.image_stride;
-    const int rows = left > 0 ? depth - c.row : 0;
-    if (lines.vector) {
-      return rows > 0 ? __ldg(reinterpret_cast<const float4*>(image + lines.offset(c.row))) : make_float4(0, 0, 0, 0);
-    }
-    float v[4] = {};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      if (e < rows) v[e] = __ldg(image + lines.offset(c.row + e));
-    }
-    return make_float4(v[0], v[1], v[2], v[3]);
-  }
+  using Line = const float*;
+  __device__ static bool along_depth() { return false; }
+  __device__ Line line(Index row) const { return lines.data + (row < depth ? lines.offset(static_cast<int>(row)) : 0); }
+  __device__ Index step(int image) const { return image * lines.image_stride; }
+  __device__ Found<float> find(Line line, Index step) const { return {line + step, true}; }
 };
 
 // Columns are channels; k runs over the output cells that see an input cell, and in each over its filters.
 struct CoverSource {
+  using Number = float;
   const float* weight;               // of the first output cell, at its tap over the input cell
   Index down_stride, across_stride;  // to the next output cell's, at its tap
   Divisor by_across, by_filters;
   int filters, channels;
   bool vector;
 
-  struct Cursor {
-    const float* at;  // null: no such channel
-    int k;
-  };
-  __device__ bool along_depth() const { return true; }
-  __device__ Cursor start(Index channel, Index k) const {
-    return {channel < channels ? weight + channel * filters : nullptr, static_cast<int>(k)};
-  }
-  __device__ float4 load(const Cursor& c, int k, int left) const {
-    return gather_quad([&](int at) { return find(c, at); }, c.k + k, c.at != nullptr ? left : 0, vector);
-  }
-  __device__ const float* find(const Cursor& c, int k) const {
+  using Line = const float*;
+  __device__ static bool along_depth() { return true; }
+  __device__ Line line(Index channel) const { return weight + (channel < channels ? channel * filters : 0); }
+  __device__ Index step(int k) const {
     const auto [cell, filter] = by_filters(k);
     const auto [down, across] = by_across(cell);
-    return c.at + down * down_stride + across * across_stride + filter;
+    return down * down_stride + across * across_stride + filter;
   }
+  __device__ Found<float> find(Line line, Index step) const { return {line + step, true}; }
 };
 
 // ---- The products of a cell ----
@@ -116,9 +83,9 @@ struct Geometry {
 struct Product {
   Geometry g;
   const float *x, *dy, *weight;  // x: the image whose windows are read
-  float* result;
+  Output<float> result;
   const float* bias;
-  bool vector_a, vector_b, vector_result;
+  bool vector_a, vector_b;
 };
 
 // The numbers under the window of an output cell, of every image.
@@ -135,10 +102,11 @@ struct Forward : Product {
   __device__ Index columns() const { return g.filters; }
   __device__ Index depth(Index) const { return g.depth; }
   __device__ LineSource a(Index cell) const { return window_source(*this, cell); }
-  __device__ MatrixSource b(Index cell) const {
-    return {weight + cell * g.depth * g.filters, g.filters, g.filters, false, vector_b};
+  __device__ MatrixSource<float> b(Index cell) const {
+    const auto filters = static_cast<int>(g.filters);
+    return {weight + cell * g.depth * g.filters, filters, 1, filters, vector_b};
   }
-  __device__ float* row(float* y, Index cell, Index i) const { return y + (i * g.positions + cell) * g.filters; }
+  __device__ Index row(Index cell, Index i) const { return (i * g.positions + cell) * g.filters; }
   __device__ const float* bias_of(Index cell) const { return bias == nullptr ? nullptr : bias + cell * g.filters; }
 };
 
@@ -149,12 +117,10 @@ struct WeightGradient : Product {
   __device__ TransposedLineSource a(Index cell) const {
     return {window_source(*this, cell), static_cast<int>(g.depth)};
   }
-  __device__ MatrixSource b(Index cell) const {
-    return {dy + cell * g.filters, g.positions * g.filters, g.filters, false, vector_b};
+  __device__ MatrixSource<float> b(Index cell) const {
+    return {dy + cell * g.filters, static_cast<int>(g.filters), 1, static_cast<int>(g.positions * g.filters), vector_b};
   }
-  __device__ float* row(float* dweight, Index cell, Index i) const {
-    return dweight + (cell * g.depth + i) * g.filters;
-  }
+  __device__ Index row(Index cell, Index i) const { return (cell * g.depth + i) * g.filters; }
   __device__ const float* bias_of(Index) const { return nullptr; }
 };
 
@@ -197,44 +163,41 @@ struct InputGradient : Product {
             static_cast<int>(g.channels),
             vector_b};
   }
-  __device__ float* row(float* dx, Index cell, Index i) const {
-    return dx + (i * g.height.in * g.width.in + cell) * g.channels;
-  }
+  __device__ Index row(Index cell, Index i) const { return (i * g.height.in * g.width.in + cell) * g.channels; }
   __device__ const float* bias_of(Index) const { return nullptr; }
 };
 
-template <class T, class P>
-__global__ void __launch_bounds__(T::kThreads, T::kResident)
+template <class Tile, class P>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     locally_connected_kernel(const __grid_constant__ P p, Plan plan, Index cells, Index part_size) {
   Index block = blockIdx.x;
-  const Index column = block % plan.tiles_across * T::kColumns;
+  const Index column = block % plan.tiles_across * Tile::kColumns;
   block /= plan.tiles_across;
-  const Index row = block % plan.tiles_down * T::kRows;
+  const Index row = block % plan.tiles_down * Tile::kRows;
   block /= plan.tiles_down;
   const Index cell = block % cells, part = block / cells;
-  const Index begin = part * plan.chunk, left = p.depth(cell) - begin, rows = p.rows(cell);
-  const Finish finish{p.bias_of(cell), Activation::none};
+  const Index rows = p.rows(cell);
+  const Finish<float> finish{p.bias_of(cell), Activation::none};
   const auto a = p.a(cell);
   const auto b = p.b(cell);
-  multiply_tile<T>(a, b, row, column, begin, static_cast<int>(left < plan.chunk ? left : plan.chunk),
-                   [&](Index i, Index j, float4 quad) {
-                     if (i >= rows) return;
-                     float* const to = p.row(p.result + part * part_size, cell, i) + j;
-                     store_quad(to, j, p.columns(), p.vector_result, finish, quad);
-                   });
+  multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, p.depth(cell)),
+                      [&](Index i, Index j, float4 quad) {
+                        if (i >= rows) return;
+                        const Index at = part * part_size + p.row(cell, i) + j;
+                        p.result.store(at, j, p.columns(), finish, quad);
+                      });
 }
 
 // The products of all cells, m x n each with k at most, into the result of `size` numbers, as rows of `row` numbers.
 template <class P>
-void multiply_cells(P p, Index cells, Index m, Index n, Index k, Index size, Index row) {
+void multiply_cells(P p, float* result, Index cells, Index m, Index n, Index k, Index size, Index row) {
   constexpr TileKind kinds[] = {TileKind::small, TileKind::skinny};
   const Plan plan = plan_tiles(m, n, k, cells, kinds);
   if (size == 0) return;
-  float* const result = p.result;
-  const Finish finish{p.bias, Activation::none};
+  const Finish<float> finish{p.bias, Activation::none};
   Buffer<float> parts(plan.splits > 1 ? plan.splits * size : 0);
-  if (plan.splits > 1) p.result = parts.data(), p.bias = nullptr;
-  p.vector_result = is_vector(p.result, n);
+  if (plan.splits > 1) p.bias = nullptr;
+  p.result = Output<float>(plan.splits > 1 ? parts.data() : result, n);
   const auto blocks = static_cast<unsigned>(plan.blocks() * cells);
   if (plan.kind == TileKind::skinny) {
     launch("locally_connected_kernel", locally_connected_kernel<SkinnyTile, P>, {blocks, SkinnyTile::kThreads}, p, plan,
@@ -246,10 +209,13 @@ void multiply_cells(P p, Index cells, Index m, Index n, Index k, Index size, Ind
   if (plan.splits > 1) sum_parts(parts.data(), plan.splits, size / row, row, result, row, finish);
 }
 
-Product product(const LocallyConnectedShape& s, const float* x, const float* dy, const float* weight, float* result,
+Product product(const LocallyConnectedShape& s, const float* x, const float* dy, const float* weight,
                 const float* bias) {
+  if (s.positions() * s.filters > INT32_MAX) {
+    throw std::runtime_error("locally_connected2d: CUDA's kernels count the numbers of an image of y in 31 bits");
+  }
   const Geometry g{s.batch, s.channels, s.filters, s.depth(), s.run(), s.positions(), s.height, s.width};
-  return {g, x, dy, weight, result, bias, false, false, false};
+  return {g, x, dy, weight, Output<float>(nullptr, 0), bias, false, false};
 }
 
 // The sum over the images, in their order: bound by memory, 4 bytes a number of dy.
@@ -267,10 +233,10 @@ __global__ void __launch_bounds__(kThreads)
 template <>
 void locally_connected_forward(const LocallyConnectedShape& s, const float* x, const float* weight, const float* bias,
                                float* y) {
-  Forward p{product(s, x, nullptr, weight, y, bias)};
+  Forward p{product(s, x, nullptr, weight, bias)};
   p.vector_a = is_vector(x, s.channels), p.vector_b = is_vector(weight, s.filters);
   const Index row = s.positions() * s.filters;
-  multiply_cells(p, s.positions(), s.batch, s.filters, s.depth(), s.batch * row, row);
+  multiply_cells(p, y, s.positions(), s.batch, s.filters, s.depth(), s.batch * row, row);
 }
 
 template <>
@@ -278,17 +244,17 @@ void locally_connected_backward(const LocallyConnectedShape& s, const float* dy,
                                 float* dx, float* dweight, float* dbias) {
   const Index cells = s.height.in * s.width.in, windows = s.positions();
   if (dx != nullptr) {
-    InputGradient p{product(s, nullptr, dy, weight, dx, nullptr)};
+    InputGradient p{product(s, nullptr, dy, weight, nullptr)};
     p.vector_a = is_vector(dy, s.filters), p.vector_b = is_vector(weight, s.filters);
     const auto most = [](const Window& w) { return std::min(w.out, ceil_div(w.kernel, w.stride)); };
     const Index k = most(s.height) * most(s.width) * s.filters, row = cells * s.channels;
-    multiply_cells(p, cells, s.batch, s.channels, k, s.batch * row, row);
+    multiply_cells(p, dx, cells, s.batch, s.channels, k, s.batch * row, row);
   }
   if (dweight != nullptr) {
-    WeightGradient p{product(s, x, dy, nullptr, dweight, nullptr)};
+    WeightGradient p{product(s, x, dy, nullptr, nullptr)};
     p.vector_a = is_vector(x, s.channels), p.vector_b = is_vector(dy, s.filters);
     const Index size = windows * s.depth() * s.filters;
-    multiply_cells(p, windows, s.depth(), s.filters, s.batch, size, size);
+    multiply_cells(p, dweight, windows, s.depth(), s.filters, s.batch, size, size);
   }
   if (dbias != nullptr) {
     const Index size = windows * s.filters;

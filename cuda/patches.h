@@ -25,6 +25,12 @@ struct Cell {
   int n, d, h, w;
 };
 
+// A way from the input's first cell to another, or from there on: `cells` in memory.
+struct Walk {
+  unsigned cells;
+  int d, h, w;
+};
+
 // What turns x (batch, in, in, in) into y: a convolution, or the part of the gradient of x that one phase of the stride
 // makes from dy.
 class Pass {
@@ -75,6 +81,22 @@ class Pass {
                         static_cast<unsigned>(w) < static_cast<unsigned>(axes_[2].in);
     return inside ? ((first.n * axes_[0].in + d) * axes_[1].in + h) * axes_[2].in + w : -1;
   }
+  // The same in two walks, each of which many such cells have in common: whether they lead to a cell, and which.
+  __device__ Walk walk_to_first(const Cell& o) const {
+    const Cell first = origin(o);
+    return {cells(first.n, first.d, first.h, first.w), first.d, first.h, first.w};
+  }
+  __device__ Walk walk_to_tap(const Cell& t) const {
+    const int d = t.d * axes_[0].dilation, h = t.h * axes_[1].dilation, w = t.w * axes_[2].dilation;
+    return {cells(0, d, h, w), d, h, w};
+  }
+  __device__ bool is_inside(const Walk& first, const Walk& tap) const {
+    const auto within = [&](int axis, int i) {
+      return static_cast<unsigned>(i) < static_cast<unsigned>(axes_[axis].in);
+    };
+    return within(0, first.d + tap.d) & within(1, first.h + tap.h) & within(2, first.w + tap.w);
+  }
+  __device__ static int cell(const Walk& first, const Walk& tap) { return static_cast<int>(first.cells + tap.cells); }
   __device__ int cell_of_y(const Cell& o) const {
     const int d = axes_[0].first_cell + o.d * axes_[0].cell_step, h = axes_[1].first_cell + o.h * axes_[1].cell_step;
     return ((o.n * axes_[0].size + d) * axes_[1].size + h) * axes_[2].size + axes_[2].first_cell +
@@ -89,10 +111,14 @@ class Pass {
                axes_[2].kernel +
            axes_[2].first_tap + at.w * axes_[2].tap_step;
   }
-  // An origin from where no tap meets a cell.
-  __device__ static Cell nowhere() { return {0, 0, 0, -(1 << 30)}; }
 
  private:
+  __device__ unsigned cells(int n, int d, int h, int w) const {
+    const auto in = [&](int axis) { return static_cast<unsigned>(axes_[axis].in); };
+    return ((static_cast<unsigned>(n) * in(0) + static_cast<unsigned>(d)) * in(1) + static_cast<unsigned>(h)) * in(2) +
+           static_cast<unsigned>(w);
+  }
+
   Axis axes_[kSpatialAxes];
   int batch_, channels_, taps_;
   bool every_tap_;

@@ -29,8 +29,12 @@ CHIPS = ("T4", "A100", "RTX 4090", "H100")  # of occupancy.cpp
 #: past the registers, loads of 16 bytes
 INSTRUCTIONS = {
     r"Tf32Tile": r"HMMA",
-    r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
-    r"^(gemm|conv)_kernel|^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
+    r"^recurrent_mma_": r"HMMA",
+    r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel|^(attention|recurrent)_(forward|backward)_kernel": (
+        r"LDGSTS"
+    ),
+    r"^(gemm|conv|conv_weight_gradient)_kernel": r"LDGSTS\S*\.128",
+    r"^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
 }
 RESERVED = (
     1024  # bytes of a block's shared memory that the driver takes from sm_90 on, counted with the kernel's

@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, 2) winograd_scatter_kernel(Tiled t, 
 
 // y = finish(the transforms of from (36, rows, channels)).
 __global__ void __launch_bounds__(kThreads, 2)
-    winograd_gather_kernel(Tiled t, Index rows, const float* from, Finish finish, float* y) {
+    winograd_gather_kernel(Tiled t, Index rows, const float* from, Finish<float> finish, float* y) {
   const Index n = rows * t.channels;
   LEC7_STRIDED(i, n) {
     const Place place(t, i);
@@ -231,8 +231,8 @@ void scatter(const Tiled& t, Index rows, const float* x, float* to) {
 }
 
 // y = the convolution of x with filters (3, 3, channels, filters), or (3, 3, filters, channels) where `transposed`.
-void convolve(const Sizes& s, const float* x, const float* weight, bool turn, bool transposed, const Finish& finish,
-              float* y) {
+void convolve(const Sizes& s, const float* x, const float* weight, bool turn, bool transposed,
+              const Finish<float>& finish, float* y) {
   const Index size = s.weight_size();
   Buffer<float> filters(kPoints * size);
   launch("winograd_filter_kernel", winograd_filter_kernel, strided_grid(size), size, turn, weight, filters.data());

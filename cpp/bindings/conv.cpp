@@ -23,13 +23,13 @@ template <int spatial>
 py::object conv_forward(py::handle x_, py::handle weight_, py::handle bias_, py::handle stride, py::handle padding,
                         py::handle dilation, Index groups, bool flip, py::handle activation) {
   constexpr const char* op = kOps[spatial - 1];
-  const Array x = float_array(op, "x", x_), weight = float_array(op, "weight", weight_);
-  const Array bias = optional_float_array(op, "bias", bias_);
+  const Array x = any_float_array(op, "x", x_), weight = any_float_array(op, "weight", weight_);
+  const Array bias = optional_any_float_array(op, "bias", bias_);
   const DType dtype = common_dtype(op, {{"x", x}, {"weight", weight}, {"bias", bias}});
   const ConvOptions options = parse_options(op, spatial, stride, padding, dilation, groups, flip, activation);
   const ConvShape shape = conv_shape(op, spatial, x.shape(), weight.shape(), bias.shape_or_null(), options);
   const Array y = new_array(dtype, shape.y);
-  with_float(dtype, [&]<class T> {
+  with_any_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(conv_forward<T>)(shape, x.data<T>(), weight.data<T>(), bias.data<T>(), y.data<T>());
   });
@@ -41,8 +41,8 @@ py::tuple conv_backward(py::handle dy_, py::handle x_, py::handle weight_, py::h
                         py::handle dilation, Index groups, bool flip, py::handle activation, py::handle y_,
                         py::handle needs_) {
   constexpr const char* op = kOps[spatial - 1];
-  const Array dy = float_array(op, "dy", dy_), x = float_array(op, "x", x_);
-  const Array weight = float_array(op, "weight", weight_), y = optional_float_array(op, "y", y_);
+  const Array dy = any_float_array(op, "dy", dy_), x = any_float_array(op, "x", x_);
+  const Array weight = any_float_array(op, "weight", weight_), y = optional_any_float_array(op, "y", y_);
   const DType dtype = common_dtype(op, {{"dy", dy}, {"x", x}, {"weight", weight}, {"y", y}});
   const ConvOptions options = parse_options(op, spatial, stride, padding, dilation, groups, flip, activation);
   const ConvShape shape =
@@ -52,7 +52,7 @@ py::tuple conv_backward(py::handle dy_, py::handle x_, py::handle weight_, py::h
   const Array dx = gradient_array(need_dx, dtype, x.shape());
   const Array dweight = gradient_array(need_dweight, dtype, weight.shape());
   const Array dbias = gradient_array(need_dbias, dtype, Shape{shape.filters});
-  with_float(dtype, [&]<class T> {
+  with_any_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(conv_backward<T>)
     (shape, dy.data<T>(), x.data<T>(), weight.data<T>(), y.data<T>(), dx.data<T>(), dweight.data<T>(), dbias.data<T>());

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 CUDA = Path(__file__).parents[2] / "cuda"
-BARRIER = re.compile(r"^(?!\s*//).*\b(__syncthreads|__syncwarp|sync_grid|wait_for_copies<\d>)\(\)")
+BARRIER = re.compile(r"^(?!\s*//).*\b(__syncthreads|__syncwarp|sync_grid|wait_for_copies<[^>]+>)\(\)")
 
 
 def noticed(program: str, place: str) -> bool:

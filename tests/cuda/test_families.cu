@@ -3,6 +3,7 @@
 #include <cmath>
 #include <initializer_list>
 
+#include "clip.h"
 #include "device.h"
 #include "half.h"
 #include "lec7/attention.h"
@@ -145,30 +146,39 @@ struct Tf32 {
 
 TEST(matrix_products_on_tensor_cores) {
   const Tf32 allowed;
-  for (const Index k : {9, 130}) {
-    const Index m = 131, n = 66;
-    auto a = floats(m * k, 1), b = floats(k * n, 2);
-    same_in_every_order([&] {
-      auto c = empty(m * n);
-      matmul<float>({m, n, k}, a.data(), false, b.data(), false, c.data());
-      return Results(c);
-    });
+  for (const auto& [m, n, k] : std::initializer_list<std::array<Index, 3>>{{131, 66, 9}, {132, 68, 140}}) {
+    for (const bool transpose_a : {false, true}) {
+      for (const bool transpose_b : {false, true}) {
+        const Trying scope(text("m=", m, ", n=", n, ", k=", k, ", transposed ", transpose_a, transpose_b));
+        auto a = floats(m * k, 1), b = floats(k * n, 2);
+        same_in_every_order([&] {
+          auto c = empty(m * n);
+          matmul<float>({m, n, k}, a.data(), transpose_a, b.data(), transpose_b, c.data());
+          return Results(c);
+        });
+      }
+    }
   }
 }
 
 TEST(convolutions_on_tensor_cores) {
   const Tf32 allowed;
-  const Shape x_shape{2, 9, 10, 19}, weight_shape{3, 3, 19, 68}, bias_shape{68};
-  ConvOptions options;
-  options.padding = {PaddingRule::numbers, {0, 1, 1}, {0, 1, 1}};
-  const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
-  auto x = floats(x_shape, 1), weight = floats(weight_shape, 2), bias = floats(bias_shape, 3), dy = floats(shape.y, 4);
-  same_in_every_order([&] {
-    auto y = empty(shape.y), dx = empty(x_shape), dweight = empty(weight_shape), dbias = empty(bias_shape);
-    conv_forward<float>(shape, x.data(), weight.data(), bias.data(), y.data());
-    conv_backward<float>(shape, dy.data(), x.data(), weight.data(), y.data(), dx.data(), dweight.data(), dbias.data());
-    return Results(y, dx, dweight, dbias);
-  });
+  for (const Index channels : {19, 20}) {
+    const Trying scope(text("channels=", channels));
+    const Shape x_shape{2, 9, 10, channels}, weight_shape{3, 3, channels, 68}, bias_shape{68};
+    ConvOptions options;
+    options.padding = {PaddingRule::numbers, {0, 1, 1}, {0, 1, 1}};
+    const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
+    auto x = floats(x_shape, 1), weight = floats(weight_shape, 2), bias = floats(bias_shape, 3),
+         dy = floats(shape.y, 4);
+    same_in_every_order([&] {
+      auto y = empty(shape.y), dx = empty(x_shape), dweight = empty(weight_shape), dbias = empty(bias_shape);
+      conv_forward<float>(shape, x.data(), weight.data(), bias.data(), y.data());
+      conv_backward<float>(shape, dy.data(), x.data(), weight.data(), y.data(), dx.data(), dweight.data(),
+                           dbias.data());
+      return Results(y, dx, dweight, dbias);
+    });
+  }
 }
 
 TEST(matrix_products) {
@@ -425,6 +435,42 @@ TEST(attention) {
   }
 }
 
+struct Recurrence {
+  Index steps, batch, inputs, hidden;
+  bool reverse;
+};
+
+template <class T>
+void run_recurrence(Cell cell, const Recurrence& test) {
+  const RecurrentShape s{cell, test.steps, test.batch, test.inputs, test.hidden};
+  const Trying scope(text("batch=", s.batch, ", hidden=", s.hidden, ", gates=", gate_count(cell)));
+  const Index rows = s.steps * s.batch, state = s.batch * s.hidden;
+  std::vector<Index> lengths;
+  for (Index n = 0; n < s.batch; ++n) lengths.push_back(n % (s.steps + 1));
+  auto x = floats<T>(rows * s.inputs, 1), h0 = floats<T>(state, 2), c0 = floats<T>(state, 3);
+  auto bias = floats<T>(s.gates(), 4), weight_x = floats<T>(s.inputs * s.gates(), 5);
+  auto weight_h = floats<T>(s.hidden * s.gates(), 6), dhs = floats<T>(rows * s.hidden, 7);
+  auto dh_last = floats<T>(state, 8), dc_last = floats<T>(state, 9);
+  same_in_every_order([&] {
+    auto hs = empty<T>(rows * s.hidden), h_last = empty<T>(state), c_last = empty<T>(state);
+    auto gates = empty<T>(rows * s.gates()), cells = empty<T>(rows * s.hidden);
+    const bool lstm = cell == Cell::lstm;
+    recurrent_forward<T>(
+        s, {x.data(), h0.data(), c0.data(), weight_x.data(), weight_h.data(), bias.data(), lengths.data(), test.reverse,
+            hs.data(), h_last.data(), lstm ? c_last.data() : nullptr, gates.data(), cells.data()});
+    auto dx = empty<T>(rows * s.inputs), dh0 = empty<T>(state), dc0 = empty<T>(state);
+    auto dweight_x = empty<T>(s.inputs * s.gates()), dweight_h = empty<T>(s.hidden * s.gates());
+    auto dbias = empty<T>(s.gates());
+    recurrent_backward<T>(
+        s, {dhs.data(), dh_last.data(), lstm ? dc_last.data() : nullptr, x.data(), h0.data(), c0.data(),
+            weight_x.data(), weight_h.data(), hs.data(), gates.data(), cells.data(), lengths.data(), test.reverse,
+            dx.data(), dh0.data(), lstm ? dc0.data() : nullptr, dweight_x.data(), dweight_h.data(), dbias.data()});
+    Results results(hs, h_last, dx, dh0, dweight_x, dweight_h, dbias);
+    if (lstm) results.add(c_last), results.add(dc0);
+    return results;
+  });
+}
+
 // On tensor cores, with rows of 64, 128 and 256 numbers; few queries; by way of float32.
 TEST(attention_of_16_bits) {
   for (const AttentionCase& test :
@@ -438,40 +484,20 @@ TEST(attention_of_16_bits) {
 
 // One kernel for all steps; step by step where rows are many.
 TEST(recurrence) {
-  struct Case {
-    Index steps, batch, inputs, hidden;
-    bool reverse;
-  };
-  for (const Case& test : {Case{3, 2, 3, 5, false}, Case{3, 21, 2, 20, true}, Case{1, 3, 2, 9, false},
-                           Case{2, 257, 1, 3, true}, Case{2, 33, 1, 130, false}}) {
-    for (const Cell cell : {Cell::rnn_tanh, Cell::lstm, Cell::gru}) {
-      const RecurrentShape s{cell, test.steps, test.batch, test.inputs, test.hidden};
-      const Trying scope(text("batch=", s.batch, ", hidden=", s.hidden, ", gates=", gate_count(cell)));
-      const Index rows = s.steps * s.batch, state = s.batch * s.hidden;
-      std::vector<Index> lengths;
-      for (Index n = 0; n < s.batch; ++n) lengths.push_back(n % (s.steps + 1));
-      auto x = floats(rows * s.inputs, 1), h0 = floats(state, 2), c0 = floats(state, 3), bias = floats(s.gates(), 4);
-      auto weight_x = floats(s.inputs * s.gates(), 5), weight_h = floats(s.hidden * s.gates(), 6);
-      auto dhs = floats(rows * s.hidden, 7), dh_last = floats(state, 8), dc_last = floats(state, 9);
-      same_in_every_order([&] {
-        auto hs = empty(rows * s.hidden), h_last = empty(state), c_last = empty(state);
-        auto gates = empty(rows * s.gates()), cells = empty(rows * s.hidden);
-        const bool lstm = cell == Cell::lstm;
-        recurrent_forward<float>(
-            s, {x.data(), h0.data(), c0.data(), weight_x.data(), weight_h.data(), bias.data(), lengths.data(),
-                test.reverse, hs.data(), h_last.data(), lstm ? c_last.data() : nullptr, gates.data(), cells.data()});
-        auto dx = empty(rows * s.inputs), dh0 = empty(state), dc0 = empty(state);
-        auto dweight_x = empty(s.inputs * s.gates()), dweight_h = empty(s.hidden * s.gates()), dbias = empty(s.gates());
-        recurrent_backward<float>(
-            s, {dhs.data(), dh_last.data(), lstm ? dc_last.data() : nullptr, x.data(), h0.data(), c0.data(),
-                weight_x.data(), weight_h.data(), hs.data(), gates.data(), cells.data(), lengths.data(), test.reverse,
-                dx.data(), dh0.data(), lstm ? dc0.data() : nullptr, dweight_x.data(), dweight_h.data(), dbias.data()});
-        Results results(hs, h_last, dx, dh0, dweight_x, dweight_h, dbias);
-        if (lstm) results.add(c_last), results.add(dc0);
-        return results;
-      });
-    }
+  for (const Recurrence& test :
+       {Recurrence{3, 2, 3, 5, false}, Recurrence{3, 21, 2, 20, true}, Recurrence{1, 3, 2, 9, false},
+        Recurrence{2, 257, 1, 3, true}, Recurrence{2, 33, 1, 130, false}}) {
+    for (const Cell cell : {Cell::rnn_tanh, Cell::lstm, Cell::gru}) run_recurrence<float>(cell, test);
   }
+}
+
+// On tensor cores, with several chunks of rows, and step by step.
+TEST(recurrence_of_16_bits) {
+  for (const Recurrence& test : {Recurrence{3, 2, 3, 5, false}, Recurrence{3, 37, 2, 24, true},
+                                 Recurrence{2, 257, 1, 3, true}, Recurrence{2, 3, 1, 72, false}}) {
+    for (const Cell cell : {Cell::rnn_tanh, Cell::lstm, Cell::gru}) run_recurrence<bfloat16>(cell, test);
+  }
+  run_recurrence<float16>(Cell::lstm, {3, 21, 2, 20, true});
 }
 
 TEST(merging) {
@@ -500,9 +526,17 @@ TEST(optimizers) {
       rmsprop_update<float>({0.1, 0.9, 1e-8, 1e-4, 1}, n, q.data(), gradients.data(), square.data());
       adam_update<float>({0.1, 1, 0.9, 0.999, 1e-8, 1e-4, true, 1}, n, r.data(), gradients.data(), mean.data(),
                          variance.data());
-      Device<float> norm(std::vector<float>{static_cast<float>(global_norm<float>(n, gradients.data()))});
+      Device<double> norm(1), factor(1), lr(std::vector<double>{0.1});
+      global_norm<float>(n, gradients.data(), norm.data());
       scale<float>(n, p.data(), 0.5);
-      return Results(p, q, r, buffer, square, mean, variance, norm);
+      // The same from numbers on the device.
+      Device<Index> step(std::vector<Index>{2});
+      clip_scale(norm.data(), 1e-3, factor.data());
+      const Number<double> rate{0, lr.data()}, scaled{0, factor.data()};
+      sgd_update<float>({rate, 0.9, true, 1e-4, scaled}, n, p.data(), gradients.data(), buffer.data());
+      adam_update<float>({rate, {1, step.data()}, 0.9, 0.999, 1e-8, 1e-4, true, scaled}, n, r.data(), gradients.data(),
+                         mean.data(), variance.data());
+      return Results(p, q, r, buffer, square, mean, variance, norm, factor);
     });
   }
 }
