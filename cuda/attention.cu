@@ -11,7 +11,8 @@
 //   backward  p is made again from lse. One kernel owns 64 keys and gives dk and dv (4 Tq Tk (d + dv) FLOPs), one owns
 //             64 queries and gives dq (2 Tq Tk (2 d + dv)): at d = dv 14 Tq Tk d, a seventh of it to have no atomics
 //   few       up to 4 queries (a decoder's step) are bound by the reading of k and v, 4 Tk (d + dv) bytes for each. A
-//             block takes 256 keys of a query (backward: 64 keys of all), and its parts are combined in order
+//             block takes 256 keys of a query (backward: 64 keys of all), and its parts are combined in order. Also of
+//             float16 and bfloat16, half the bytes; with more queries those have attention_half.cu
 //
 // Tiles of keys that no query of the tile sees are skipped.
 #include "attention.h"
