@@ -31,16 +31,14 @@ INSTRUCTIONS = {
     r"Tf32Tile": r"HMMA",
     r"^recurrent_mma_": r"HMMA",
     r"^attention_half_(forward|backward)_kernel": r"HMMA",
-    r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel|^(attention|recurrent)_(forward|backward)_kernel": (
-        r"LDGSTS"
-    ),
+    r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel": r"LDGSTS",
+    r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
     r"^attention_half_(?!delta)": r"LDGSTS\S*\.128",
     r"^(gemm|conv|conv_weight_gradient)_kernel": r"LDGSTS\S*\.128",
     r"^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
 }
-RESERVED = (
-    1024  # bytes of a block's shared memory that the driver takes from sm_90 on, counted with the kernel's
-)
+#: bytes of a block's shared memory that the driver takes from sm_90 on, counted with the kernel's
+RESERVED = 1024
 CODE_OF = ("sm_80", "sm_90")
 NOISE = r"\(anonymous namespace\)::|lec7::cuda::|lec7::|\((?:int|bool|unsigned int)\)"
 
