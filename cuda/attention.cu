@@ -11,7 +11,8 @@
 //   backward  p is made again from lse. One kernel owns 64 keys and gives dk and dv (4 Tq Tk (d + dv) FLOPs), one owns
 //             64 queries and gives dq (2 Tq Tk (2 d + dv)): at d = dv 14 Tq Tk d, a seventh of it to have no atomics
 //   few       up to 4 queries (a decoder's step) are bound by the reading of k and v, 4 Tk (d + dv) bytes for each. A
-//             block takes 256 keys of a query (backward: 64 keys of all), and its parts are combined in order
+//             block takes 256 keys of a query (backward: 64 keys of all), and its parts are combined in order. Also of
+//             float16 and bfloat16, half the bytes; with more queries those have attention_half.cu
 //
 // Tiles of keys that no query of the tile sees are skipped.
 #include "attention.h"
@@ -78,13 +79,13 @@ struct alignas(4 * sizeof(T)) Quad {
   T at[4];
 };
 
-// Four numbers of a row, of which `left` are there; the rest is 0.
+// Four numbers of a row, of which `left` are there; the rest is 0. Rows of 16-bit numbers always are aligned.
 template <class T>
 __device__ float4 load_quad(const T* from, int left, bool aligned) {
   Quad<T> quad{};
-  if (left > 0 && aligned) {
+  if (left > 0 && (is_half<T> || aligned)) {
     quad = *reinterpret_cast<const Quad<T>*>(from);
-  } else {
+  } else if (!is_half<T>) {
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       if (l < left) quad.at[l] = from[l];
@@ -98,9 +99,9 @@ __device__ void store_quad(T* to, int left, bool aligned, const float (&values)[
   Quad<T> quad;
 #pragma unroll
   for (int l = 0; l < 4; ++l) quad.at[l] = from_float<T>(values[l]);
-  if (left > 0 && aligned) {
+  if (left > 0 && (is_half<T> || aligned)) {
     *reinterpret_cast<Quad<T>*>(to) = quad;
-  } else {
+  } else if (!is_half<T>) {
 #pragma unroll
     for (int l = 0; l < 4; ++l) {
       if (l < left) to[l] = quad.at[l];
@@ -366,6 +367,7 @@ __device__ inline int group() { return first_row(); }
 template <class T>
 __device__ float dot(const T* a, const T* b, int n, bool aligned) {
   float sum = 0;
+#pragma unroll 2
   for (int column = 4 * lane(); column < n; column += kTile) {
     const float4 x = load_quad(a + column, n - column, aligned), y = load_quad(b + column, n - column, aligned);
     sum += x.x * y.x;
@@ -410,9 +412,10 @@ __global__ void __launch_bounds__(kFewThreads)
     attention_few_forward_kernel(Problem p, Index chunks, const T* q, const T* k, const T* v, T* y, float* lse,
                                  float* parts) {
   LEC7_SHARED(scores, float[kChunk]);
-  const Index row = blockIdx.x / chunks, k0 = blockIdx.x % chunks * kChunk, index = row / p.queries;
+  const auto apart = static_cast<unsigned>(chunks), queries = static_cast<unsigned>(p.queries);
+  const Index row = blockIdx.x / apart, k0 = Index{blockIdx.x % apart} * kChunk, index = blockIdx.x / apart / queries;
   const Head head(p, index);
-  const Index i = row % p.queries, visible = head.visible(i);
+  const Index i = row - index * p.queries, visible = head.visible(i);
   const int count = visible <= k0 ? 0 : least(kChunk, visible - k0), thread = static_cast<int>(threadIdx.x);
   const Seen seen = seen_of(head, i, k0);
 
@@ -468,14 +471,16 @@ __global__ void __launch_bounds__(kFewThreads)
 }
 
 // All queries of a head against one tile of keys: dk and dv, and dq or, where there are several tiles, the tile's part
-// of it in `parts` (chunks, queries, d) of its head. Any of the four may be null.
+// of it in `parts` (chunks, queries, d) of its head. Any of the four may be null. (Six blocks a multiprocessor: for
+// more the compiler would spill.)
 template <class T>
-__global__ void __launch_bounds__(kFewThreads)
+__global__ void __launch_bounds__(kFewThreads, 6)
     attention_few_backward_kernel(Problem p, Index chunks, const T* dy, const T* q, const T* k, const T* v, const T* y,
                                   const float* lse, float* parts, T* dq, T* dk, T* dv) {
   LEC7_SHARED(probabilities, float[kFewQueries][kTile]);
   LEC7_SHARED(ds, float[kFewQueries][kTile]);
-  const Index index = blockIdx.x / chunks, k0 = blockIdx.x % chunks * kTile, first = index * p.queries;
+  const auto apart = static_cast<unsigned>(chunks);
+  const Index index = blockIdx.x / apart, k0 = Index{blockIdx.x % apart} * kTile, first = index * p.queries;
   const Head head(p, index);
   const int queries = static_cast<int>(p.queries), there = least(kTile, p.keys - k0);
   const int count = head.length <= k0 ? 0 : least(kTile, head.length - k0);

@@ -74,7 +74,7 @@ struct Head {
   }
 };
 
-// For up to kFewQueries queries; `T` float, float16 or bfloat16.
+// For up to kFewQueries queries. T: float, or float16 and bfloat16 where rows begin on boundaries of four numbers.
 template <class T>
 void few_forward(const AttentionShape& s, const AttentionParams<float>& params, const T* q, const T* k, const T* v,
                  T* y, float* lse);

@@ -10,16 +10,17 @@
 //             only where a maximum grew by more than 2^8: p stays below that, y / sum is the same. 2 Tq Tk (d + dv)
 //             FLOPs a head, half of that where causal; a block reads k and v, 2 Tk (d + dv) bytes, from L2
 //   backward  one kernel owns 64 keys and gives dk and dv (4 Tq Tk (d + dv) FLOPs), one owns 64 queries and gives dq (2
-//             Tq Tk (2 d + dv)): at d = dv 14 Tq Tk d, two sevenths more than with atomics. With D = 256 dk and dv take
+//             Tq Tk (2 d + dv)): at d = dv 14 Tq Tk d, two sevenths of it to have no atomics. With D = 256 dk and dv take
 //             two blocks of 128 columns each
 //
 // Bound by the products, as each byte of shared memory is multiplied 16 or 32 times: at 32 rows a warp ldmatrix takes
 // half the cycles that mma does on an A100, at 16 rows as many. Beside them the exponentials, 16 a cycle of a
 // multiprocessor, take half the time of the products at D = 64, and overlap with those of the other warps.
 //
-// Up to 4 queries have kernels of their own, bound by memory (attention.cu). Where rows do not begin at 16 bytes, where
-// head sizes are no multiples of 8 or beyond 256, where the weights are wanted too, and on chips before sm_80, all
-// arrays are converted to float32 and the results rounded: as exact, and as slow as float32 plus 6 bytes a number.
+// Up to 4 queries have kernels of their own, bound by memory (attention.cu). Where rows do not begin at 16 bytes (of
+// few queries: 8), so where head sizes are no multiples of 8 (4), where they are beyond 256, where the weights are
+// wanted too, and on chips before sm_80, all arrays are converted to float32 and the results rounded: exact, and as
+// slow as float32 plus 6 bytes a number.
 #include "arrays.h"
 #include "async_copy.h"
 #include "attention.h"
@@ -621,8 +622,11 @@ struct Sizes {
 template <class T>
 void attention_forward(const AttentionShape& s, const AttentionParams<Accumulator<T>>& params, const T* q, const T* k,
                        const T* v, T* y, Accumulator<T>* lse, T* weights) {
-  if (weights == nullptr && s.queries <= kFewQueries) return few_forward(s, params, q, k, v, y, lse);
-  if (weights == nullptr && on_tensor_cores<T>(s, {q, k, v, y})) {
+  const bool few = s.queries <= kFewQueries;
+  if (weights == nullptr && few && on_boundaries<T>(s, 4, {q, k, v, y})) {
+    return few_forward(s, params, q, k, v, y, lse);
+  }
+  if (weights == nullptr && !few && on_tensor_cores<T>(s, {q, k, v, y})) {
     Lengths lengths(params.key_lengths);
     const Problem p = problem_of(s, params, lengths, true);
     with_width(s, [&]<int D> {
@@ -643,8 +647,11 @@ void attention_forward(const AttentionShape& s, const AttentionParams<Accumulato
 template <class T>
 void attention_backward(const AttentionShape& s, const AttentionParams<Accumulator<T>>& params, const T* dy, const T* q,
                         const T* k, const T* v, const T* y, const Accumulator<T>* lse, T* dq, T* dk, T* dv) {
-  if (s.queries <= kFewQueries) return few_backward(s, params, dy, q, k, v, y, lse, dq, dk, dv);
-  if (on_tensor_cores<T>(s, {dy, q, k, v, y, dq, dk, dv})) {
+  const bool few = s.queries <= kFewQueries;
+  if (few && on_boundaries<T>(s, 4, {dy, q, k, v, y, dq, dk, dv})) {
+    return few_backward(s, params, dy, q, k, v, y, lse, dq, dk, dv);
+  }
+  if (!few && on_tensor_cores<T>(s, {dy, q, k, v, y, dq, dk, dv})) {
     Lengths lengths(params.key_lengths);
     const Problem p = problem_of(s, params, lengths, true);
     Buffer<float2> statistics(s.rows());

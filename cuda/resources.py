@@ -30,8 +30,10 @@ CHIPS = ("T4", "A100", "RTX 4090", "H100")  # of occupancy.cpp
 INSTRUCTIONS = {
     r"Tf32Tile": r"HMMA",
     r"^recurrent_mma_": r"HMMA",
+    r"^attention_half_(forward|backward)_kernel": r"HMMA",
     r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel": r"LDGSTS",
     r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
+    r"^attention_half_(?!delta)": r"LDGSTS\S*\.128",
     r"^(gemm|conv|conv_weight_gradient)_kernel": r"LDGSTS\S*\.128",
     r"^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
 }
