@@ -60,6 +60,20 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+std::vector<Properties>& all_properties() {
+  static std::vector<Properties> all = [] {
+    std::vector<Properties> result;
+    for (int device = 0; device < device_count(); ++device) {
+      result.push_back({attribute(cudaDevAttrMultiProcessorCount, device),
+                        attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+                            attribute(cudaDevAttrComputeCapabilityMinor, device),
+                        static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))});
+    }
+    return result;
+  }();
+  return all;
+}
+
 }  // namespace
 
 void check(cudaError_t error, std::string_view call, std::source_location where) {
@@ -86,19 +100,10 @@ int current_device() {
   return device;
 }
 
-const Properties& properties() {
-  static const std::vector<Properties> all = [] {
-    std::vector<Properties> result;
-    for (int device = 0; device < device_count(); ++device) {
-      result.push_back({attribute(cudaDevAttrMultiProcessorCount, device),
-                        attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
-                            attribute(cudaDevAttrComputeCapabilityMinor, device),
-                        static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))});
-    }
-    return result;
-  }();
-  return all.at(static_cast<std::size_t>(current_device()));
-}
+const Properties& properties() { return all_properties().at(static_cast<std::size_t>(current_device())); }
+#if defined(LEC7_CUDA_HOST)
+void set_compute_capability(int capability) { all_properties().front().compute_capability = capability; }
+#endif
 
 bool allow_tf32() { return tf32; }
 void set_allow_tf32(bool allow) { tf32 = allow; }

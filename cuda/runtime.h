@@ -27,6 +27,9 @@ struct Properties {
   std::size_t shared_per_block;
 };
 const Properties& properties();  // of the current device
+#if defined(LEC7_CUDA_HOST)
+void set_compute_capability(int capability);  // as what chip the host picks kernels, for tests; at first as 80
+#endif
 
 // Whether matrix products and convolutions may round their operands to tf32 (10 bits of fraction) for tensor cores;
 // at first not.

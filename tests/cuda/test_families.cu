@@ -3,6 +3,7 @@
 #include <cmath>
 #include <initializer_list>
 
+#include "arrays.h"
 #include "device.h"
 #include "lec7/attention.h"
 #include "lec7/conv.h"
@@ -37,6 +38,15 @@ struct Results {
 
  private:
   static std::vector<float> floats(const std::vector<float>& values) { return values; }
+  static std::vector<float> floats(const std::vector<float16>& values) { return floats_of(values); }
+  static std::vector<float> floats(const std::vector<bfloat16>& values) { return floats_of(values); }
+  template <class T>
+  static std::vector<float> floats_of(const std::vector<T>& values) {
+    Device<T> from(values);
+    Device<float> to(values.size());
+    convert(static_cast<Index>(values.size()), from.data(), to.data());
+    return to.host();
+  }
   template <class T>
   static std::vector<float> floats(const std::vector<T>& values) {
     return std::vector<float>(values.begin(), values.end());
@@ -157,6 +167,74 @@ TEST(convolutions_on_tensor_cores) {
       return Results(y, dx, dweight, dbias);
     });
   }
+}
+
+// As what chip the host picks kernels, until the end of a scope; a GPU stays what it is.
+struct Chip {
+  explicit Chip([[maybe_unused]] int capability) {
+#if defined(LEC7_CUDA_HOST)
+    set_compute_capability(capability);
+#endif
+  }
+  ~Chip() {
+#if defined(LEC7_CUDA_HOST)
+    set_compute_capability(80);
+#endif
+  }
+};
+
+template <class T>
+Device<T> halves(Index count, unsigned seed) {
+  Device<float> x = floats(count, seed);
+  Device<T> y(static_cast<std::size_t>(count));
+  convert(count, x.data(), y.data());
+  return Device<T>(y.host());
+}
+
+template <class T>
+void products_and_convolutions_of_halves() {
+  const auto empty_halves = [](Index count) { return Device<T>(static_cast<std::size_t>(count)); };
+  for (const auto& [m, n, k] :
+       std::initializer_list<std::array<Index, 3>>{{131, 130, 9}, {136, 144, 72}, {9, 8, 300}}) {
+    for (const bool transpose_a : {false, true}) {
+      for (const bool transpose_b : {false, true}) {
+        const Trying scope(text("m=", m, ", n=", n, ", k=", k, ", transposed ", transpose_a, transpose_b));
+        auto a = halves<T>(m * k, 1), b = halves<T>(k * n, 2);
+        same_in_every_order([&] {
+          auto c = empty_halves(m * n);
+          matmul<T>({m, n, k}, a.data(), transpose_a, b.data(), transpose_b, c.data());
+          return Results(c);
+        });
+      }
+    }
+  }
+  for (const Index channels : {3, 16}) {
+    const Trying scope(text("channels=", channels));
+    const Shape x_shape{2, 7, 8, channels}, weight_shape{3, 3, channels, 40}, bias_shape{40};
+    ConvOptions options;
+    options.padding = {PaddingRule::numbers, {0, 1, 1}, {0, 1, 1}};
+    options.activation = Activation::tanh;
+    const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
+    auto x = halves<T>(x_shape.size(), 1), weight = halves<T>(weight_shape.size(), 2), bias = halves<T>(40, 3),
+         dy = halves<T>(shape.y.size(), 4);
+    same_in_every_order([&] {
+      auto y = empty_halves(shape.y.size()), dx = empty_halves(x_shape.size()),
+           dweight = empty_halves(weight_shape.size()), dbias = empty_halves(40);
+      conv_forward<T>(shape, x.data(), weight.data(), bias.data(), y.data());
+      conv_backward<T>(shape, dy.data(), x.data(), weight.data(), y.data(), dx.data(), dweight.data(), dbias.data());
+      return Results(y, dx, dweight, dbias);
+    });
+  }
+}
+
+TEST(halves_on_tensor_cores) {
+  products_and_convolutions_of_halves<bfloat16>();
+  products_and_convolutions_of_halves<float16>();
+}
+
+TEST(halves_on_float_tiles) {
+  const Chip turing(75);
+  products_and_convolutions_of_halves<float16>();
 }
 
 TEST(matrix_products) {
