@@ -86,9 +86,7 @@ void locally_connected(const Conv& c) {
   });
 }
 
-}  // namespace
-
-void add_benchmarks() {
+const Rows rows([] {
   for (const Index n : {1, 8}) {
     conv({.n = n, .size = 56, .channels = 256, .filters = 256, .kernel = 3, .padding = 1});
     conv({.n = n, .size = 56, .channels = 64, .filters = 64, .kernel = 3, .padding = 1});
@@ -100,10 +98,15 @@ void add_benchmarks() {
   conv({.n = 64, .size = 32, .channels = 3, .filters = 16, .kernel = 3, .padding = 1});
   conv({.n = 8, .size = 56, .channels = 128, .filters = 128, .kernel = 3, .stride = 2, .padding = 1});
   conv({.n = 8, .size = 56, .channels = 128, .filters = 128, .kernel = 3, .padding = 1, .groups = 128});  // depthwise
+  conv({.n = 32, .size = 56, .channels = 64, .filters = 64, .kernel = 3, .padding = 1});
+  conv({.n = 32, .size = 56, .channels = 256, .filters = 64, .kernel = 1});
+  conv({.n = 32, .size = 56, .channels = 96, .filters = 96, .kernel = 3, .padding = 1, .groups = 96});
   conv_transpose({.n = 8, .size = 8, .channels = 512, .filters = 256, .kernel = 4, .stride = 2, .padding = 1});
   conv_transpose({.n = 8, .size = 32, .channels = 128, .filters = 3, .kernel = 4, .stride = 2, .padding = 1});
   conv_transpose({.n = 4, .size = 32, .channels = 128, .filters = 64, .kernel = 2, .stride = 2});
   locally_connected({.n = 8, .size = 28, .channels = 64, .filters = 64, .kernel = 3});
-}
+  locally_connected({.n = 32, .size = 14, .channels = 32, .filters = 32, .kernel = 3});
+});
 
+}  // namespace
 }  // namespace lec7::bench

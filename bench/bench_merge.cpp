@@ -7,9 +7,8 @@
 namespace lec7::bench {
 namespace {
 
-// The four branches of an Inception module side by side, and apart again.
-void concat(Index n, Index size) {
-  const std::vector<Index> channels{64, 128, 32, 32};
+// Four arrays side by side, and apart again.
+void concat(Index n, Index size, const std::vector<Index>& channels) {
   std::vector<Shape> shapes;
   for (const Index c : channels) shapes.push_back({n, size, size, c});
   const ConcatShape shape = concat_shape(shapes);
@@ -35,13 +34,14 @@ void add_in_place(Index n, Index size, Index channels) {
   });
 }
 
-}  // namespace
-
-void add_benchmarks() {
-  concat(1, 28);
-  concat(8, 28);
+const Rows rows([] {
+  const std::vector<Index> inception{64, 128, 32, 32};
+  concat(1, 28, inception);
+  concat(8, 28, inception);
+  concat(32, 28, {64, 64, 64, 64});
   add_in_place(1, 56, 256);
   add_in_place(8, 56, 256);
-}
+});
 
+}  // namespace
 }  // namespace lec7::bench

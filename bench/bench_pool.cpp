@@ -34,12 +34,12 @@ void max_pool(const Pool& p) {
       "max_pool2d", p,
       [=](benchmark::State& state) {
         Array x(p.x()), y(shape.y);
-        memory::Buffer<std::int32_t> argmax(outputs);
+        Buffer<std::int32_t> argmax(outputs);
         measure(state, work, [&] { LEC7_PICK(max_pool_forward<float>)(shape, x.data(), y.data(), argmax.data()); });
       },
       [=](benchmark::State& state) {
         Array x(p.x()), y(shape.y), dx(p.x());
-        memory::Buffer<std::int32_t> argmax(outputs);
+        Buffer<std::int32_t> argmax(outputs);
         LEC7_PICK(max_pool_forward<float>)(shape, x.data(), y.data(), argmax.data());
         const MaxPoolBackwardShape backward = max_pool_backward_shape("max_pool2d", 2, shape.y, shape.y, p.x());
         const Indices winners{argmax.data(), false, outputs};
@@ -62,14 +62,14 @@ void avg_pool(const Pool& p) {
       });
 }
 
-}  // namespace
-
-void add_benchmarks() {
+const Rows rows([] {
   max_pool({.n = 32, .size = 55, .channels = 96, .kernel = 3, .stride = 2});  // AlexNet
   max_pool({.n = 8, .size = 224, .channels = 64, .kernel = 2, .stride = 2});  // VGG16
   max_pool({.n = 8, .size = 112, .channels = 64, .kernel = 3, .stride = 2});  // ResNet's stem
+  max_pool({.n = 32, .size = 56, .channels = 64, .kernel = 3, .stride = 2});
   avg_pool({.n = 32, .size = 28, .channels = 256, .kernel = 2, .stride = 2});
   avg_pool({.n = 64, .size = 7, .channels = 2048, .kernel = 7, .stride = 1});  // ResNet's last
-}
+});
 
+}  // namespace
 }  // namespace lec7::bench

@@ -13,27 +13,30 @@ struct Layer {
       : shape{cell, steps, batch, inputs, hidden},
         x({steps, batch, inputs}),
         state({batch, hidden}),
-        weight_x({inputs, shape.gates()}),
-        weight_h({hidden, shape.gates()}),
+        weight_x({inputs, shape.gates()}, kScale),
+        weight_h({hidden, shape.gates()}, kScale),
         bias({shape.gates()}),
         hs({steps, batch, hidden}),
         h_last({batch, hidden}),
         c_last({batch, hidden}),
         gates(shape.saved_gates()),
-        cells(shape.saved_cells()) {
-    // A state that neither dies nor saturates, as in training.
-    for (Index i = 0; i < inputs * shape.gates(); ++i) weight_x[i] *= 0.1f;
-    for (Index i = 0; i < hidden * shape.gates(); ++i) weight_h[i] *= 0.1f;
-  }
+        cells(shape.saved_cells()) {}
 
   double flops() const { return 2.0 * shape.steps * shape.batch * shape.gates() * (shape.inputs + shape.hidden); }
   double weight_bytes() const { return 4.0 * shape.gates() * (shape.inputs + shape.hidden + 1); }
+  // Of x, hs, and what forward saves and backward reads.
+  double step_bytes() const {
+    return 4.0 * shape.steps * shape.batch * (shape.inputs + 2 * shape.hidden + shape.gates());
+  }
 
   void forward() {
     LEC7_PICK(recurrent_forward<float>)
     (shape, {x.data(), state.data(), state.data(), weight_x.data(), weight_h.data(), bias.data(), nullptr, false,
              hs.data(), h_last.data(), c_last.data(), gates.data(), cells.data()});
   }
+
+  // A state that neither dies nor saturates, as in training.
+  static constexpr float kScale = 0.1f;
 
   RecurrentShape shape;
   Array x, state, weight_x, weight_h, bias, hs, h_last, c_last, gates, cells;
@@ -50,14 +53,15 @@ void sequence(Cell cell, Index steps, Index batch, Index inputs, Index hidden) {
   const Numbers numbers{{"T", steps}, {"N", batch}, {"D", inputs}, {"H", hidden}};
   add(cell_name(cell) + "_forward", numbers, [=](benchmark::State& state) {
     Layer layer(cell, steps, batch, inputs, hidden);
-    measure(state, {layer.flops()}, [&] { layer.forward(); });
+    measure(state, {layer.flops(), layer.weight_bytes() + layer.step_bytes()}, [&] { layer.forward(); });
   });
   add(cell_name(cell) + "_backward", numbers, [=](benchmark::State& state) {
     Layer layer(cell, steps, batch, inputs, hidden);
     layer.forward();
     Array dhs({steps, batch, hidden}), dx({steps, batch, inputs}), dweight_x({inputs, layer.shape.gates()}),
         dweight_h({hidden, layer.shape.gates()}), dbias({layer.shape.gates()});
-    measure(state, {2 * layer.flops()}, [&] {
+    const double gradients = 4.0 * steps * batch * (inputs + hidden);
+    measure(state, {2 * layer.flops(), 2 * layer.weight_bytes() + layer.step_bytes() + gradients}, [&] {
       LEC7_PICK(recurrent_backward<float>)
       (layer.shape,
        {dhs.data(), nullptr, nullptr, layer.x.data(), layer.state.data(), layer.state.data(), layer.weight_x.data(),
@@ -67,9 +71,7 @@ void sequence(Cell cell, Index steps, Index batch, Index inputs, Index hidden) {
   });
 }
 
-}  // namespace
-
-void add_benchmarks() {
+const Rows rows([] {
   step(Cell::lstm, 1, 64, 100);
   step(Cell::lstm, 1, 512, 512);
   step(Cell::lstm, 64, 512, 512);
@@ -79,6 +81,7 @@ void add_benchmarks() {
   sequence(Cell::lstm, 50, 64, 512, 512);
   sequence(Cell::gru, 50, 50, 128, 128);
   sequence(Cell::rnn_tanh, 50, 50, 128, 128);
-}
+});
 
+}  // namespace
 }  // namespace lec7::bench

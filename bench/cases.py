@@ -19,6 +19,7 @@ from networks import ALEXNET, LENET5, VGG16, inference, training_step
 from pair import (
     Array,
     Closure,
+    Data,
     Pair,
     Row,
     as_arrays,
@@ -39,17 +40,16 @@ from lec7 import ops, optimizers
 
 
 def matmul(
-    rng: np.random.Generator,
+    data: Data,
     *,
     M: int,
     N: int,
     K: int,
     transpose_a: bool = False,
     transpose_b: bool = False,
-    dtype: type[np.floating[Any]] = np.float32,
 ) -> Pair:
-    a = normal(rng, *((K, M) if transpose_a else (M, K))).astype(dtype)
-    b = normal(rng, *((N, K) if transpose_b else (K, N))).astype(dtype)
+    a = data.normal(*((K, M) if transpose_a else (M, K)))
+    b = data.normal(*((N, K) if transpose_b else (K, N)))
     ta, tb = tensors(a, b)
     ta, tb = ta.T if transpose_a else ta, tb.T if transpose_b else tb
     return Pair(
@@ -66,17 +66,18 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 
 
 def recurrent(
-    rng: np.random.Generator, *, T: int, N: int, D: int, H: int, layers: int = 1, cell: str, backward: bool
+    data: Data, *, T: int, N: int, D: int, H: int, layers: int = 1, cell: str, backward: bool
 ) -> Pair:
     forward_op, backward_op = getattr(ops, f"{cell}_forward"), getattr(ops, f"{cell}_backward")
     G = GATES[cell] * H
     inputs = [D, *[H] * (layers - 1)]
-    weights = [[normal(rng, *s, scale=0.08) for s in ((i, G), (H, G), (G,))] for i in inputs]
+    weights = [[data.normal(*s, scale=0.08) for s in ((i, G), (H, G), (G,))] for i in inputs]
     module = {"rnn": torch.nn.RNN, "lstm": torch.nn.LSTM, "gru": torch.nn.GRU}[cell](D, H, layers)
+    module = data.module(module)
     for layer_weights, parameters in zip(weights, module.all_weights, strict=True):
         copy_cell(cell, layer_weights, *parameters)
-    x, dy = normal(rng, T, N, D), normal(rng, T, N, H)
-    state = [np.zeros((N, H), np.float32)] * (2 if cell == "lstm" else 1)
+    x, dy = data.normal(T, N, D), data.normal(T, N, H)
+    state = [data.zeros(N, H)] * (2 if cell == "lstm" else 1)
     (tx,), (tdy,) = tensors(x, grad=True), tensors(dy)
     wanted = ("dx", "dweight_x", "dweight_h", "dbias")
 
@@ -120,10 +121,10 @@ def recurrent(
     )
 
 
-def recurrent_step(rng: np.random.Generator, *, N: int, D: int, H: int) -> Pair:
-    weights = [normal(rng, *s, scale=0.08) for s in ((D, 4 * H), (H, 4 * H), (4 * H,))]
-    x, h, c = normal(rng, N, D), normal(rng, N, H), normal(rng, N, H)
-    module = torch.nn.LSTMCell(D, H)
+def recurrent_step(data: Data, *, N: int, D: int, H: int) -> Pair:
+    weights = [data.normal(*s, scale=0.08) for s in ((D, 4 * H), (H, 4 * H), (4 * H,))]
+    x, h, c = data.normal(N, D), data.normal(N, H), data.normal(N, H)
+    module = data.module(torch.nn.LSTMCell(D, H))
     copy_cell("lstm", weights, *module.parameters())
     tx, th, tc = tensors(x, h, c)
     return Pair(
@@ -137,13 +138,11 @@ def recurrent_step(rng: np.random.Generator, *, N: int, D: int, H: int) -> Pair:
 # --- pool and norm ------------------------------------------------------------------------------------------
 
 
-def pool2d(
-    rng: np.random.Generator, *, N: int, H: int, C: int, K: int, stride: int, kind: str, backward: bool
-) -> Pair:
-    x = normal(rng, N, H, H, C)
+def pool2d(data: Data, *, N: int, H: int, C: int, K: int, stride: int, kind: str, backward: bool) -> Pair:
+    x = data.normal(N, H, H, C)
     options = {"kernel_size": K, "stride": stride}
     y = ops.avg_pool2d_forward(x, **options)
-    dy = normal(rng, *y.shape)
+    dy = data.normal(*y.shape)
     torch_pool = {"max": functional.max_pool2d, "avg": functional.avg_pool2d}[kind]
 
     def ours_max() -> Sequence[Array]:
@@ -170,8 +169,8 @@ def pool2d(
     )
 
 
-def local_response_norm(rng: np.random.Generator, *, N: int, H: int, C: int, K: int, backward: bool) -> Pair:
-    x, dy = normal(rng, N, H, H, C), normal(rng, N, H, H, C)
+def local_response_norm(data: Data, *, N: int, H: int, C: int, K: int, backward: bool) -> Pair:
+    x, dy = data.normal(N, H, H, C), data.normal(N, H, H, C)
 
     def ours() -> Sequence[Array]:
         y, saved = ops.local_response_norm_forward(x, size=K)
@@ -193,11 +192,11 @@ def local_response_norm(rng: np.random.Generator, *, N: int, H: int, C: int, K: 
     )
 
 
-def batch_norm(rng: np.random.Generator, *, N: int, H: int, C: int, backward: bool) -> Pair:
+def batch_norm(data: Data, *, N: int, H: int, C: int, backward: bool) -> Pair:
     """Training: the batch's statistics, and running averages that follow them."""
-    x, dy, gamma, beta = normal(rng, N, H, H, C), normal(rng, N, H, H, C), normal(rng, C), normal(rng, C)
-    running = np.zeros(C, np.float32), np.ones(C, np.float32)
-    trunning = tensors(*(a.copy() for a in running))
+    x, dy, gamma, beta = data.normal(N, H, H, C), data.normal(N, H, H, C), data.normal(C), data.normal(C)
+    running = data.zeros(C), data.array(np.ones(C, np.float32))
+    trunning = [t.clone() for t in tensors(*running)]
     leaves = tensors(gamma, beta, grad=backward)
 
     def ours() -> Sequence[Array]:
@@ -221,8 +220,8 @@ def batch_norm(rng: np.random.Generator, *, N: int, H: int, C: int, backward: bo
     )
 
 
-def layer_norm(rng: np.random.Generator, *, N: int, T: int, D: int, backward: bool) -> Pair:
-    x, dy, gamma, beta = normal(rng, N, T, D), normal(rng, N, T, D), normal(rng, D), normal(rng, D)
+def layer_norm(data: Data, *, N: int, T: int, D: int, backward: bool) -> Pair:
+    x, dy, gamma, beta = data.normal(N, T, D), data.normal(N, T, D), data.normal(D), data.normal(D)
     leaves = tensors(x, gamma, beta, grad=backward)
     (tdy,) = tensors(dy)
 
@@ -242,16 +241,15 @@ def layer_norm(rng: np.random.Generator, *, N: int, T: int, D: int, backward: bo
     )
 
 
-def locally_connected2d(
-    rng: np.random.Generator, *, N: int, H: int, C: int, F: int, K: int, backward: bool
-) -> Pair:
+def locally_connected2d(data: Data, *, N: int, H: int, C: int, F: int, K: int, backward: bool) -> Pair:
     """PyTorch has no such op: it unfolds the patches and multiplies a batch of matrices, one a position."""
     side = H - K + 1
-    x, bias, dy = normal(rng, N, H, H, C), normal(rng, side, side, F), normal(rng, N, side, side, F)
-    weight = normal(rng, side, side, K, K, C, F, scale=(K * K * C) ** -0.5)
+    x, bias, dy = data.normal(N, H, H, C), data.normal(side, side, F), data.normal(N, side, side, F)
+    weight = data.normal(side, side, K, K, C, F, scale=(K * K * C) ** -0.5)
     (tx,) = torch_formats(x)[0]
-    (tdy,) = tensors(dy.reshape(N, -1, F).swapaxes(0, 1).copy())
-    tw, tbias = tensors(weight.transpose(0, 1, 4, 2, 3, 5).reshape(side**2, -1, F), bias.reshape(-1, 1, F))
+    tw, tbias, tdy = tensors(weight, bias, dy)
+    tw = tw.permute(0, 1, 4, 2, 3, 5).reshape(side**2, -1, F)
+    tbias, tdy = tbias.reshape(-1, 1, F), tdy.reshape(N, -1, F).swapaxes(0, 1).contiguous()
     leaves = [t.requires_grad_(backward) for t in (tx, tw, tbias)]
 
     def ours() -> Sequence[Array]:
@@ -281,9 +279,9 @@ def locally_connected2d(
     )
 
 
-def concat(rng: np.random.Generator, *, channels: Sequence[int], N: int, H: int, backward: bool) -> Pair:
+def concat(data: Data, *, channels: Sequence[int], N: int, H: int, backward: bool) -> Pair:
     """PyTorch's gradients are views of dy, which the layer that gets them copies: those copies count here."""
-    arrays, dy = [normal(rng, N, H, H, c) for c in channels], normal(rng, N, H, H, sum(channels))
+    arrays, dy = [data.normal(N, H, H, c) for c in channels], data.normal(N, H, H, sum(channels))
 
     def ours() -> Sequence[Array]:
         y = ops.concat_forward(arrays)
@@ -311,9 +309,10 @@ def concat(rng: np.random.Generator, *, channels: Sequence[int], N: int, H: int,
     )
 
 
-def add(rng: np.random.Generator, *, N: int, H: int, C: int) -> Pair:
-    y, x = normal(rng, N, H, H, C), normal(rng, N, H, H, C)
-    ty, tx = tensors(y.copy(), x)
+def add(data: Data, *, N: int, H: int, C: int) -> Pair:
+    y, x = data.normal(N, H, H, C), data.normal(N, H, H, C)
+    ty, tx = tensors(y, x)
+    ty = ty.clone()
 
     def ours() -> Sequence[Array]:
         ops.add_(y, x)
@@ -328,9 +327,9 @@ def add(rng: np.random.Generator, *, N: int, H: int, C: int) -> Pair:
 
 
 def attention(
-    rng: np.random.Generator, *, N: int, heads: int, T: int, d: int, causal: bool = False, backward: bool
+    data: Data, *, N: int, heads: int, T: int, d: int, causal: bool = False, backward: bool
 ) -> Pair:
-    q, k, v, dy = (normal(rng, N, heads, T, d) for _ in range(4))
+    q, k, v, dy = (data.normal(N, heads, T, d) for _ in range(4))
     leaves = tensors(q, k, v, grad=backward)
     (tdy,) = tensors(dy)
 
@@ -351,8 +350,8 @@ def attention(
     )
 
 
-def softmax_cross_entropy(rng: np.random.Generator, *, N: int, K: int, backward: bool) -> Pair:
-    logits, labels = normal(rng, N, K), rng.integers(K, size=N)
+def softmax_cross_entropy(data: Data, *, N: int, K: int, backward: bool) -> Pair:
+    logits, labels = data.normal(N, K), data.integers(K, N)
     (tlogits,), (tlabels,) = tensors(logits, grad=backward), tensors(labels)
 
     def ours() -> Sequence[Array]:
@@ -374,10 +373,10 @@ def softmax_cross_entropy(rng: np.random.Generator, *, N: int, K: int, backward:
 # --- activation, dropout, embedding -------------------------------------------------------------------------
 
 
-def activation(rng: np.random.Generator, *, elements: int, kind: str, backward: bool) -> Pair:
+def activation(data: Data, *, elements: int, kind: str, backward: bool) -> Pair:
     forward_op, backward_op = getattr(ops, f"{kind}_forward"), getattr(ops, f"{kind}_backward")
     torch_op = getattr(torch, kind)
-    x, dy = normal(rng, elements), normal(rng, elements)
+    x, dy = data.normal(elements), data.normal(elements)
     (tx,), (tdy,) = tensors(x, grad=backward), tensors(dy)
 
     def ours() -> Sequence[Array]:
@@ -396,9 +395,10 @@ def activation(rng: np.random.Generator, *, elements: int, kind: str, backward: 
     )
 
 
-def dropout(rng: np.random.Generator, *, elements: int, p: float, backward: bool) -> Pair:
-    x, dy = normal(rng, elements), normal(rng, elements)
-    x[x == 0] = 1  # so that a 0 in y is one that dropout made
+def dropout(data: Data, *, elements: int, p: float, backward: bool) -> Pair:
+    host_x = normal(data.rng, elements)
+    host_x[host_x == 0] = 1  # so that a 0 in y is one that dropout made
+    x, dy = data.array(host_x), data.normal(elements)
     (tx,), (tdy,) = tensors(x, grad=backward), tensors(dy)
     seed = 7
 
@@ -414,8 +414,8 @@ def dropout(rng: np.random.Generator, *, elements: int, p: float, backward: bool
         """What no draw changes: how many are kept, the factor of these, whether dx has the same mask."""
         y, *dx = as_arrays(results)
         kept = y != 0
-        factors = y[kept] / x[kept]
-        same = [np.array_equal(dx[0], dy * (kept / np.float32(1 - p)))] if dx else []
+        factors = y[kept] / host_x[kept]
+        same = [np.array_equal(dx[0], as_arrays([dy])[0] * (kept / np.float32(1 - p)))] if dx else []
         return (kept.mean(), factors.min(), factors.max(), *same)
 
     timed = theirs if backward else no_grad(theirs)
@@ -429,8 +429,8 @@ def dropout(rng: np.random.Generator, *, elements: int, p: float, backward: bool
     )
 
 
-def embedding(rng: np.random.Generator, *, T: int, N: int, V: int, D: int, backward: bool) -> Pair:
-    tokens, weight, dy = rng.integers(V, size=(T, N)), normal(rng, V, D), normal(rng, T, N, D)
+def embedding(data: Data, *, T: int, N: int, V: int, D: int, backward: bool) -> Pair:
+    tokens, weight, dy = data.integers(V, T, N), data.normal(V, D), data.normal(T, N, D)
     (ttokens, tdy), (tweight,) = tensors(tokens, dy), tensors(weight, grad=backward)
 
     def ours() -> Sequence[Array]:
@@ -453,7 +453,7 @@ def embedding(rng: np.random.Generator, *, T: int, N: int, V: int, D: int, backw
 
 
 def optimizer(
-    rng: np.random.Generator,
+    data: Data,
     *,
     parameters: int,
     ours: Callable[[], optimizers.Optimizer],
@@ -461,7 +461,7 @@ def optimizer(
     slots: int,
 ) -> Pair:
     """One update of one flat buffer; ``slots`` arrays of state are read and written beside the parameters."""
-    values, grads = normal(rng, parameters), normal(rng, parameters)
+    values, grads = data.normal(parameters), data.normal(parameters)
     (tgrads,) = tensors(grads)
     rule = ours()
 
@@ -470,7 +470,7 @@ def optimizer(
         return (values,)
 
     def torch_update(make: Callable[[list[torch.Tensor]], torch.optim.Optimizer]) -> Closure:
-        leaf = torch.from_numpy(values.copy()).requires_grad_()
+        leaf = tensors(values)[0].clone().requires_grad_()
         leaf.grad = tgrads
         torch_rule = make([leaf])
 
@@ -519,14 +519,27 @@ adam = partial(
 #: suite -> direction -> the largest geometric mean of the ratios of all its rows that passes
 MEANS: dict[str, dict[str, float]] = {"conv": MEAN_TARGETS}
 
+#: the targets on a GPU: "suite: title" -> the largest ratio that passes
+CUDA_MOST = {
+    "recurrent: LSTM, forward + backward": 1.0,
+    "train: characters, training step": 1.0,
+    "networks: AlexNet, training step": 1.0,
+}
+#: with float16 and bfloat16: 0.6 of the speed of FlashAttention, which PyTorch has for these
+CUDA_HALF_MOST = {"attention: attention, forward": 1 / 0.6}
+#: with tf32, as MEANS: 0.8 of cuDNN's speed
+CUDA_TF32_MEANS = {"conv": {"forward": 1.25, "forward + backward": 1.25}}
+#: the suites whose rows can store their arrays in float16 and bfloat16 on a GPU
+HALF_SUITES = ("recurrent", "attention")
+
 SUITES: dict[str, Sequence[Row | MemoryRow]] = {
     "gemm": [
         *rows("matmul", matmul, M=2048, N=2048, K=2048, least=0.93),
         *rows("matmul", matmul, M=512, N=512, K=512, least=0.93),
         *rows("matmul", matmul, M=64, N=4096, K=9216, least=0.85),
-        *rows("matmul, float64", partial(matmul, dtype=np.float64), M=2048, N=2048, K=2048, least=0.93 / 2),
-        *rows("matmul, float64", partial(matmul, dtype=np.float64), M=512, N=512, K=512, least=0.93 / 2),
-        *rows("matmul, float64", partial(matmul, dtype=np.float64), M=64, N=4096, K=9216, least=0.85 / 2),
+        *rows("matmul, float64", matmul, dtype=torch.float64, M=2048, N=2048, K=2048, least=0.93 / 2),
+        *rows("matmul, float64", matmul, dtype=torch.float64, M=512, N=512, K=512, least=0.93 / 2),
+        *rows("matmul, float64", matmul, dtype=torch.float64, M=64, N=4096, K=9216, least=0.85 / 2),
         *rows("matmul, gradient of x", matmul, M=64, N=9216, K=4096, transpose_b=True),
         *rows("matmul, gradient of weight", matmul, M=9216, N=4096, K=64, transpose_a=True),
         *rows("matmul, LSTM input", matmul, M=2500, N=512, K=128),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from pair import Array, Pair, copy_cell, no_grad, tensors
+from pair import Array, Data, Pair, as_arrays, copy_cell, no_grad, tensors
 from torch.nn import functional
 
 from lec7 import losses, optimizers
@@ -31,10 +31,12 @@ class TorchCharLM(torch.nn.Module):
 
     def copy(self, model: CharLM) -> None:
         """Take the weights of lec7's."""
+        output = model.output.params
+        table, weight, bias = as_arrays([model.embedding.params["weight"], output["weight"], output["bias"]])
         with torch.no_grad():
-            self.embedding.weight.copy_(torch.from_numpy(model.embedding.params["weight"]))
-            self.output.weight.copy_(torch.from_numpy(model.output.params["weight"].T))
-            self.output.bias.copy_(torch.from_numpy(model.output.params["bias"]))
+            self.embedding.weight.copy_(torch.from_numpy(table))
+            self.output.weight.copy_(torch.from_numpy(weight.T))
+            self.output.bias.copy_(torch.from_numpy(bias))
         for cell, parameters in zip(model.cells, self.lstm.all_weights, strict=True):
             copy_cell("lstm", [cell.params[k] for k in ("weight_x", "weight_h", "bias")], *parameters)
 
@@ -72,13 +74,13 @@ def torch_training_step(model: TorchCharLM) -> Callable[[torch.Tensor, torch.Ten
     return step
 
 
-def train_chars(rng: np.random.Generator, *, T: int, N: int, hidden: int, layers: int, V: int) -> Pair:
-    model = char_lm(rng, V, hidden, layers)
-    torch_model = TorchCharLM(V, hidden, layers)
+def train_chars(data: Data, *, T: int, N: int, hidden: int, layers: int, V: int) -> Pair:
+    model = char_lm(data.rng, V, hidden, layers).to(data.device.ours)
+    torch_model = data.module(TorchCharLM(V, hidden, layers))
     torch_model.copy(model)
-    ours, theirs = training_step(model, rng), torch_training_step(torch_model)
-    batches = [tuple(rng.integers(V, size=(2, T, N), dtype=np.int32)) for _ in range(8)]
-    torch_batches = [tensors(*(a.astype(np.int64) for a in batch)) for batch in batches]
+    ours, theirs = training_step(model, data.rng), torch_training_step(torch_model)
+    batches = [tuple(map(data.array, data.rng.integers(V, size=(2, T, N), dtype=np.int32))) for _ in range(8)]
+    torch_batches = [[t.long() for t in tensors(*batch)] for batch in batches]
     ours_batches, theirs_batches = itertools.cycle(batches), itertools.cycle(torch_batches)
     products = sum(2 * T * N * 4 * hidden * 2 * hidden for _ in range(layers)) + 2 * T * N * hidden * V
     return Pair(
@@ -93,12 +95,13 @@ def train_chars(rng: np.random.Generator, *, T: int, N: int, hidden: int, layers
     )
 
 
-def sample_chars(rng: np.random.Generator, *, hidden: int, layers: int, V: int, length: int) -> Pair:
+def sample_chars(data: Data, *, hidden: int, layers: int, V: int, length: int) -> Pair:
     """Text drawn character by character; PyTorch's loop of LSTMCell draws by the same Gumbel-max trick."""
-    model = char_lm(rng, V, hidden, layers)
-    torch_model = TorchCharLM(V, hidden, layers)
+    rng, device = data.rng, data.device.theirs
+    model = char_lm(rng, V, hidden, layers).to(data.device.ours)
+    torch_model = data.module(TorchCharLM(V, hidden, layers))
     torch_model.copy(model)
-    cells = [torch.nn.LSTMCell(hidden, hidden) for _ in range(layers)]
+    cells = [data.module(torch.nn.LSTMCell(hidden, hidden)) for _ in range(layers)]
     for cell, parameters in zip(cells, torch_model.lstm.all_weights, strict=True):
         cell.load_state_dict(dict(zip(cell.state_dict(), parameters, strict=True)))
     prime = rng.integers(V, size=1, dtype=np.int32)
@@ -108,9 +111,9 @@ def sample_chars(rng: np.random.Generator, *, hidden: int, layers: int, V: int, 
         return (np.fromiter(tokens, np.int64),)
 
     def theirs(temperature: float) -> Sequence[Array]:
-        noise = torch.from_numpy(temperature * rng.gumbel(size=(length, V)).astype(np.float32))
-        states = [(torch.zeros(1, hidden), torch.zeros(1, hidden)) for _ in cells]
-        token, tokens = torch.from_numpy(prime), []
+        noise = torch.from_numpy(temperature * rng.gumbel(size=(length, V)).astype(np.float32)).to(device)
+        states = [(torch.zeros(1, hidden, device=device),) * 2 for _ in cells]
+        token, tokens = torch.from_numpy(prime).to(device), []
         for t in range(length):
             h = torch_model.embedding(token)
             for i, cell in enumerate(cells):

@@ -5,6 +5,7 @@ in its better memory format, with its fused optimizers. A row is timed only if t
 
     python bench/compare_torch.py --suite recurrent
     python bench/compare_torch.py --suite all --check --json results.json
+    python bench/compare_torch.py --device cuda --tf32 --suite conv
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,20 +34,17 @@ except ModuleNotFoundError:
     sys.exit("compare_torch.py compares with PyTorch, which is not installed: pip install '.[bench]'")
 
 import numpy as np
-from cases import MEANS, SUITES, matmul
+from cases import CUDA_HALF_MOST, CUDA_MOST, CUDA_TF32_MEANS, HALF_SUITES, MEANS, SUITES, matmul
+from device import CPU, Device, find_device
 from memory import MemoryRow
-from pair import Pair, Row, as_arrays, normal
-from timing import SLOW, alternate, seconds
+from pair import Data, DisagreementError, Row, tensors, verify
+from timing import SLOW
 
 import lec7
-from lec7 import ops
+from lec7 import cuda, ops
 
 ROUNDS = 7
 SUITE_ROUNDS = {"conv": 5}  # of many rows: 360
-
-
-class DisagreementError(Exception):
-    """The two libraries computed different things."""
 
 
 @dataclass(frozen=True)
@@ -82,37 +80,29 @@ class Result:
 
 @dataclass(frozen=True)
 class Peaks:
-    """What times are fractions of: FLOP/s, and GB/s of an update in place."""
+    """What times are fractions of: FLOP/s, and GB/s of an update in place; and where they are from."""
 
     flops: float
     bandwidth: float
+    source: str
 
 
-def verify(pair: Pair) -> None:
-    """Call both sides and compare all results.
-
-    Raises:  DisagreementError: names the result, the error and the limit.
+@dataclass(frozen=True)
+class Setting:
+    """Where and how rows are run. ``precision``: float32; tf32, to which products round their operands; or
+    float16 or bfloat16, in which arrays are stored.
     """
-    ours, *theirs = pair.compare or (pair.ours, *pair.theirs)
-    names = pair.names.split()
-    for call in range(pair.calls):
-        expected = as_arrays(ours())
-        for variant in theirs:
-            for name, a, b in zip(names, expected, pair.align(variant()), strict=True):
-                where = f"{name} (call {call + 1})" if pair.calls > 1 else name
-                if a.shape != b.shape:
-                    raise DisagreementError(f"{where}: lec7 gives the shape {a.shape}, PyTorch {b.shape}")
-                difference = float(np.linalg.norm(np.subtract(a, b, dtype=np.float64)))
-                error = difference / max(float(np.linalg.norm(b)), 1e-30)
-                if not error <= pair.tolerance:  # NaN too
-                    raise DisagreementError(
-                        f"{where}: relative error {error:.1e}, more than {pair.tolerance:.0e}"
-                    )
+
+    device: Device
+    precision: str
+    peaks: Peaks
+    markdown: bool
 
 
-def compare(suite: str, row: Row | MemoryRow, *, rounds: int, peaks: Peaks) -> Result:
+def compare(suite: str, row: Row | MemoryRow, setting: Setting, *, rounds: int) -> Result:
+    clock, peaks = setting.device.clock, setting.peaks
     if isinstance(row, MemoryRow):
-        a, b = row.measure()
+        a, b = row.measure(setting.device)
         return Result(
             suite=suite,
             name=row.name,
@@ -124,15 +114,15 @@ def compare(suite: str, row: Row | MemoryRow, *, rounds: int, peaks: Peaks) -> R
             ratio=a / b,
             most=row.most,
         )
-    pair = row.make()
-    verify(pair)
+    pair = row.make(setting.device)
+    verify(pair, setting.precision)
     theirs = pair.theirs
     if len(theirs) > 1:
-        quick = [seconds(call) for call in theirs]
+        quick = [clock.seconds(call) for call in theirs]
         if min(quick) < SLOW:
-            quick = alternate(theirs, 1)
+            quick = clock.alternate(theirs, 1)
         theirs = [theirs[quick.index(min(quick))]]
-    a, b = alternate([pair.ours, *theirs], rounds)
+    a, b = clock.alternate([pair.ours, *theirs], rounds)
     work, peak = (pair.flops, peaks.flops) if pair.limit == "flops" else (pair.amount, peaks.bandwidth)
     work, amount = work or None, pair.amount or None
     return Result(
@@ -156,22 +146,30 @@ def compare(suite: str, row: Row | MemoryRow, *, rounds: int, peaks: Peaks) -> R
 
 def best_matmul(rounds: int) -> float:
     """FLOP/s of the faster library's 2048^3 product: a peak that is a little too small."""
-    pair = matmul(np.random.default_rng(0), M=2048, N=2048, K=2048)
-    return pair.flops / min(alternate([pair.ours, *pair.theirs], rounds))
+    pair = matmul(Data(), M=2048, N=2048, K=2048)
+    return pair.flops / min(CPU.clock.alternate([pair.ours, *pair.theirs], rounds))
 
 
 def in_place_bandwidth(rounds: int) -> float:
     """GB/s at which the faster library multiplies the numbers of an array in place, read and written."""
-    x = normal(np.random.default_rng(0), 4 * 10**7)  # as much as Adam's four arrays in the suite
-    tx = torch.from_numpy(x)
-    return 8e-9 * x.size / min(alternate([lambda: ops.scale_(x, -1.0), lambda: tx.mul_(-1.0)], rounds))
+    x = Data().normal(4 * 10**7)  # as much as Adam's four arrays in the suite
+    (tx,) = tensors(x)
+    calls = [lambda: ops.scale_(x, -1.0), lambda: tx.mul_(-1.0)]
+    return 8e-9 * x.size / min(CPU.clock.alternate(calls, rounds))
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor() or platform.machine()
+def find_peaks(device: Device, precision: str, *, given: float | None, rounds: int) -> Peaks:
+    """Measured on the CPU; on a GPU those of its clocks and units. ``given``: --peak in FLOP/s."""
+    if device.ours == "cpu":
+        bandwidth = in_place_bandwidth(rounds)
+        source = "the better of the two libraries' 2048^3 products"
+        return Peaks(given or best_matmul(rounds), bandwidth, "--peak" if given else source)
+    info = cuda.device_info()
+    flops = info[f"{precision if precision in ('float32', 'tf32') else 'half'}_flops"]
+    if not flops:  # no tensor cores for it: products are of float32
+        flops = info["float32_flops"]
+    source = "--peak" if given else f"the highest clock, in {precision}"
+    return Peaks(given or flops, 1e-9 * info["bandwidth"], source)
 
 
 def duration(seconds: float) -> str:
@@ -213,9 +211,10 @@ def cells(row: Row, result: Result) -> list[str]:
 
 
 def run_suite(
-    suite: str, rows: Sequence[Row | MemoryRow], *, rounds: int, peaks: Peaks, markdown: bool
+    suite: str, rows: Sequence[Row | MemoryRow], setting: Setting, *, rounds: int
 ) -> tuple[list[Result], list[str]]:
     """Compare and print each row; return the results, and what the disagreeing rows say."""
+    markdown = setting.markdown
     print(f"\n### {suite}\n" if markdown else f"\n{suite}")
     print(line(HEAD, markdown=markdown))
     if markdown:
@@ -223,7 +222,7 @@ def run_suite(
     results, disagreements = [], []
     for row in rows:
         try:
-            result = compare(suite, row, rounds=rounds, peaks=peaks)
+            result = compare(suite, row, setting, rounds=rounds)
         except DisagreementError as error:
             text = f"the results disagree: {error}"
             disagreements.append(f"{suite}: {row.title} {row.shape}: {text}")
@@ -232,7 +231,7 @@ def run_suite(
             results.append(result)
             print(line(cells(row, result), markdown=markdown), flush=True)
         gc.collect()
-        lec7.empty_cache()
+        setting.device.empty_cache()
     for direction, mean in means(results).items():
         of = f" of {direction}" if direction else ""
         print(f"\ngeometric mean of the ratios{of}: {mean:.2f}")
@@ -247,10 +246,29 @@ def means(results: Sequence[Result]) -> dict[str, float]:
     return {direction: statistics.geometric_mean(of) for direction, of in ratios.items() if len(of) > 1}
 
 
-def missed_targets(results: Sequence[Result]) -> list[str]:
+def rows_on(device: Device, suite: str, precision: str = "float32") -> list[Row | MemoryRow]:
+    """A suite's rows, of those types that the device has, with their targets there."""
+    if device.ours == "cpu":
+        return [*SUITES[suite]]
+    half = precision in ("float16", "bfloat16")
+    targets = CUDA_MOST | CUDA_HALF_MOST if half else CUDA_MOST
+    made: list[Row | MemoryRow] = []
+    for row in SUITES[suite]:
+        most = targets.get(f"{suite}: {row.title}")
+        if isinstance(row, MemoryRow):
+            if precision == "float32":
+                made.append(replace(row, most=most))
+        elif row.dtype in device.dtypes and (not half or suite in HALF_SUITES):
+            dtype = getattr(torch, precision) if half else row.dtype
+            made.append(replace(row, dtype=dtype, most=most, least=None))
+    return made
+
+
+def missed_targets(results: Sequence[Result], setting: Setting) -> list[str]:
     """What each row misses, and each suite of which all rows are there."""
     found = [f"{r.title}: {miss}" for r in results for miss in r.misses()]
-    for suite, targets in MEANS.items():
+    of_gpu = CUDA_TF32_MEANS if setting.precision == "tf32" else {}
+    for suite, targets in (MEANS if setting.device.ours == "cpu" else of_gpu).items():
         of_suite = [r for r in results if r.suite == suite]
         if len(of_suite) == len(SUITES[suite]):
             found += [
@@ -261,16 +279,16 @@ def missed_targets(results: Sequence[Result]) -> list[str]:
     return found
 
 
-def describe(threads: int, peaks: Peaks, peak_source: str) -> dict[str, Any]:
-    info = lec7.build_info()
+def describe(setting: Setting, threads: int) -> dict[str, Any]:
+    info, peaks = lec7.build_info(), setting.peaks
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "cpu": cpu_name(),
-        "isa": info["isa"],
+        "device": setting.device.description,
+        "precision": setting.precision,
         "threads": threads,
         "load_average": os.getloadavg()[0],
         "peak_gflops": peaks.flops / 1e9,
-        "peak_source": peak_source,
+        "peak_source": peaks.source,
         "in_place_bandwidth": peaks.bandwidth,
         "versions": {
             "lec7": info["version"],
@@ -278,6 +296,7 @@ def describe(threads: int, peaks: Peaks, peak_source: str) -> dict[str, Any]:
             "PyTorch": torch.__version__,
             "NumPy": np.__version__,
             "Python": platform.python_version(),
+            **setting.device.versions,
         },
     }
 
@@ -295,38 +314,61 @@ def main() -> int:
     )
     add = parser.add_argument
     add("--suite", choices=[*SUITES, "all"], default="all")
+    add("--device", choices=["cpu", "cuda"], default="cpu", help="of both libraries (%(default)s)")
+    add("--tf32", action="store_true", help="on a GPU: products round their operands to tf32, in both")
+    add(
+        "--dtype",
+        choices=["float16", "bfloat16"],
+        help=f"on a GPU: store arrays so ({', '.join(HALF_SUITES)})",
+    )
     add("--filter", default="", metavar="TEXT", help="only the rows with TEXT in 'suite: op shape'")
     add("--threads", type=positive, default=lec7.get_num_threads(), help="of both libraries (%(default)s)")
     add("--rounds", type=positive, help=f"turns that each library takes ({ROUNDS}; fewer in some suites)")
-    add("--peak", type=float, metavar="GFLOPS", help="the FMA peak that the C++ benchmarks print")
+    add("--peak", type=float, metavar="GFLOPS", help="in place of the measured FMA peak, or of the GPU's")
     add("--markdown", action="store_true", help="print the tables in the form of bench/README.md")
     add("--json", type=Path, metavar="FILE", help="write the results there")
     add("--check", action="store_true", help="fail where a row misses its target")
     args = parser.parse_args()
     if args.peak is not None and not args.peak > 0:
         parser.error("--peak is positive")
+    if args.device == "cpu" and (args.tf32 or args.dtype):
+        parser.error("--tf32 and --dtype are for --device cuda")
+    if args.tf32 and args.dtype:
+        parser.error("--tf32 is of float32; --dtype stores arrays in another type")
+    precision = args.dtype or ("tf32" if args.tf32 else "float32")
+    try:
+        device = find_device(args.device)
+    except RuntimeError as error:
+        sys.exit(f"compare_torch.py --device {error}")
     wanted = {
-        suite: [row for row in rows if args.filter in f"{suite}: {row.title} {row.shape}"]
-        for suite, rows in SUITES.items()
+        suite: [
+            row
+            for row in rows_on(device, suite, precision)
+            if args.filter in f"{suite}: {row.title} {row.shape}"
+        ]
+        for suite in SUITES
         if args.suite in (suite, "all")
     }
     if not any(wanted.values()):
-        parser.error(f"no row has {args.filter!r} in it")
+        parser.error(f"no row of suite {args.suite} in {precision} has {args.filter!r} in it")
     lec7.set_num_threads(args.threads)
     torch.set_num_threads(args.threads)
+    device.set_tf32(args.tf32)
 
-    rounds = args.rounds or ROUNDS
-    flops = args.peak * 1e9 if args.peak else best_matmul(rounds)
-    peaks = Peaks(flops, in_place_bandwidth(rounds))
-    source = "--peak" if args.peak else "the better of the two libraries' 2048^3 products"
-    machine = describe(args.threads, peaks, source)
+    given = args.peak and args.peak * 1e9
+    peaks = find_peaks(device, precision, given=given, rounds=args.rounds or ROUNDS)
+    setting = Setting(device, precision, peaks, args.markdown)
+    machine = describe(setting, args.threads)
     if args.markdown:
         print("## Measured\n")
+    on_gpu = device.ours == "cuda"
+    where = f"{machine['device']}, {precision}" if on_gpu else machine["device"]
     print(
-        f"{machine['date']}: {machine['cpu']}, {machine['isa']}, threads: {args.threads}, "
+        f"{machine['date']}: {where}, threads: {args.threads}, "
         f"load average {machine['load_average']:.1f}\n"
         f"{', '.join(f'{name} {version}' for name, version in machine['versions'].items())}\n"
-        f"peak: {flops / 1e9:.0f} GFLOP/s, from {source}; {peaks.bandwidth:.1f} GB/s in place",
+        f"peak: {peaks.flops / 1e9:.0f} GFLOP/s, from {peaks.source}; {peaks.bandwidth:.1f} GB/s"
+        f"{'' if on_gpu else ' in place'}",
         flush=True,
     )
     results: list[Result] = []
@@ -334,11 +376,11 @@ def main() -> int:
     for suite, rows in wanted.items():
         if rows:
             turns = args.rounds or SUITE_ROUNDS.get(suite, ROUNDS)
-            done, disagreements = run_suite(suite, rows, rounds=turns, peaks=peaks, markdown=args.markdown)
+            done, disagreements = run_suite(suite, rows, setting, rounds=turns)
             results += done
             failures += disagreements
     if args.check:
-        failures += missed_targets(results)
+        failures += missed_targets(results, setting)
     if args.json:
         report = {"machine": machine, "rows": [asdict(r) for r in results]}
         args.json.write_text(json.dumps(report, indent=1) + "\n")

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from pair import Array, Closure, Pair, Row, channels_last, no_grad, normal, rows, tensors, torch_formats
+from pair import Array, Closure, Data, Pair, Row, channels_last, no_grad, rows, tensors, torch_formats
 
 from lec7 import ops
 
 
 def conv2d(
-    rng: np.random.Generator,
+    data: Data,
     *,
     N: int,
     H: int,
@@ -30,12 +29,12 @@ def conv2d(
     forward_op, backward_op = getattr(ops, f"{op}_forward"), getattr(ops, f"{op}_backward")
     torch_op = getattr(torch, op)
     options = {"stride": stride, "padding": padding, "groups": groups}
-    x = normal(rng, N, H, H, C)
+    x = data.normal(N, H, H, C)
     channels = (F // groups, C) if transposed else (C // groups, F)
-    weight = normal(rng, K, K, *channels, scale=(K * K * C // groups) ** -0.5)
-    bias = normal(rng, F)
+    weight = data.normal(K, K, *channels, scale=(K * K * C // groups) ** -0.5)
+    bias = data.normal(F)
     y = forward_op(x, weight, bias, **options)
-    dy = normal(rng, *y.shape)
+    dy = data.normal(*y.shape)
     (tbias,) = tensors(bias, grad=backward)
 
     def ours() -> Sequence[Array]:
@@ -54,7 +53,7 @@ def conv2d(
         return [a.transpose(1, 2, 3, 0) if i == 2 else a for i, a in enumerate(arrays)]
 
     images = torch_formats(x, dy)
-    filters = torch_formats(np.ascontiguousarray(np.moveaxis(weight, -1, 0)))
+    filters = torch_formats(tensors(weight)[0].movedim(-1, 0))
     return Pair(
         ours=ours,
         theirs=[
@@ -63,7 +62,7 @@ def conv2d(
         ],
         names="y dx dweight dbias" if backward else "y",
         align=align,
-        flops=(3 if backward else 1) * 2 * (x if transposed else y).size * weight[..., 0].size,
+        flops=(3 if backward else 1) * 2 * (x if transposed else y).size * weight.size // weight.shape[-1],
     )
 
 

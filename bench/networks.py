@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pair import Array, Closure, Pair, as_arrays, no_grad, normal
+from pair import Array, Closure, Data, Pair, as_arrays, no_grad, normal, tensors
 from torch import nn
 from torch.nn import functional
 
@@ -210,7 +210,7 @@ def torch_parameters(network: Network, model: Sequential) -> list[Array]:
     children = list(model.children.values())
     flat = next(i for i, layer in enumerate(children) if isinstance(layer, Flatten))
     found = []
-    for name, value in model.params.items():
+    for name, value in zip(model.params, as_arrays([*model.params.values()]), strict=True):
         if name == f"{flat + 1}.weight":  # its inputs are (H, W, C) here, (C, H, W) there
             places = value.reshape(-1, network.channels, value.shape[1])
             value = places.transpose(1, 0, 2).reshape(value.shape)
@@ -218,9 +218,9 @@ def torch_parameters(network: Network, model: Sequential) -> list[Array]:
     return found
 
 
-def torch_networks(network: Network, model: Sequential) -> list[nn.Sequential]:
+def torch_networks(data: Data, network: Network, model: Sequential) -> list[nn.Sequential]:
     """The network in PyTorch with the weights of lec7's, in each memory format."""
-    module = network.build_torch()
+    module = data.module(network.build_torch())
     with torch.no_grad():
         ours = torch_parameters(network, model)
         for parameter, value in zip(module.parameters(), ours, strict=True):
@@ -228,8 +228,8 @@ def torch_networks(network: Network, model: Sequential) -> list[nn.Sequential]:
     return [module, copy.deepcopy(module).to(memory_format=torch.channels_last)]
 
 
-def torch_images(x: Array, memory_format: torch.memory_format) -> torch.Tensor:
-    return torch.from_numpy(x).movedim(-1, 1).clone(memory_format=memory_format)
+def torch_images(x: Array | torch.Tensor, memory_format: torch.memory_format) -> torch.Tensor:
+    return tensors(x)[0].movedim(-1, 1).clone(memory_format=memory_format)
 
 
 def torch_training_step(
@@ -265,41 +265,45 @@ def changes(step: Closure, layers: Iterable[Any], parameters: Callable[[], list[
     return compared
 
 
-def flops(model: Sequential, x: Array) -> int:
-    return len(x) * sum(row.flops for row in summary(model, x[:1].shape))
+def flops(model: Sequential, N: int, network: Network) -> int:
+    return N * sum(row.flops for row in summary(model, (1, *network.image)))
 
 
-def inference(rng: Rng, *, network: Network, N: int) -> Pair:
-    model = network.build(rng)
-    x, _ = network.batch(rng, N)
+def inference(data: Data, *, network: Network, N: int) -> Pair:
+    model = network.build(data.rng)
+    work = flops(model, N, network)
+    model.to(data.device.ours)
+    x = data.array(network.batch(data.rng, N)[0])
 
     def theirs(module: nn.Sequential, images: torch.Tensor) -> Closure:
         module.eval()
         return no_grad(lambda: (module(images),))
 
-    modules = torch_networks(network, model)
+    modules = torch_networks(data, network, model)
     return Pair(
         ours=lambda: (model.forward(x)[0],),
         theirs=[theirs(m, torch_images(x, f)) for m, f in zip(modules, FORMATS, strict=True)],
         names="y",
-        flops=flops(model, x),
+        flops=work,
         amount=N,
         unit="images/s",
         tolerance=TOLERANCE,
     )
 
 
-def training_step(rng: Rng, *, network: Network, N: int) -> Pair:
-    model = network.build(rng)
-    x, labels = network.batch(rng, N)
-    modules = torch_networks(network, model)
-    trainer = network.trainer(model, rng)
+def training_step(data: Data, *, network: Network, N: int) -> Pair:
+    model = network.build(data.rng)
+    work = flops(model, N, network)
+    model.to(data.device.ours)
+    x, labels = (data.array(a) for a in network.batch(data.rng, N))
+    modules = torch_networks(data, network, model)
+    trainer = network.trainer(model, data.rng)
 
     def ours() -> Sequence[float]:
         return (trainer.step(x, labels).loss,)
 
     theirs = [
-        torch_training_step(network, module, torch_images(x, memory_format), torch.from_numpy(labels))
+        torch_training_step(network, module, torch_images(x, memory_format), *tensors(labels))
         for module, memory_format in zip(modules, FORMATS, strict=True)
     ]
     return Pair(
@@ -313,7 +317,7 @@ def training_step(rng: Rng, *, network: Network, N: int) -> Pair:
             ),
         ),
         names="loss " + " ".join(f"change_of_{name}" for name in model.params),
-        flops=3 * flops(model, x),
+        flops=3 * work,
         amount=N,
         unit="images/s",
         tolerance=CHANGE_TOLERANCE,

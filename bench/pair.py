@@ -1,26 +1,43 @@
-"""What a row of the comparison is: the same work in lec7 and in PyTorch, its name, and its targets."""
+"""What a row of the comparison is: the same work in lec7 and in PyTorch, its name, its targets, its check."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from device import CPU, HALF, Device
 from numpy.typing import NDArray
+
+from lec7.arrays import on_device
 
 Array = NDArray[Any]
 Closure = Callable[[], Sequence[Any]]
+Module = TypeVar("Module", bound=torch.nn.Module)
 
 # Relative to the norm of a result: one element of 10^9 that is wrong by its own size shows.
 TOLERANCE = 2e-5
+#: times the tolerance, where operands or results are rounded: to 11 bits (off by some 3e-4 of the norm), to 8
+SLACK = {"float32": 1, "tf32": 100, "float16": 100, "bfloat16": 800}
+WIDEST = 0.2  # a wrong result is off by its own size
 
 
 def as_arrays(results: Sequence[Any]) -> list[Array]:
-    return [r.detach().numpy() if isinstance(r, torch.Tensor) else np.asarray(r) for r in results]
+    """Results of either library as NumPy's, without a copy where they are on the host."""
+
+    def array(result: Any) -> Array:
+        if not isinstance(result, torch.Tensor):
+            if not on_device(result):
+                return np.asarray(result)
+            result = torch.from_dlpack(result)
+        result = result.detach().cpu()
+        return (result.float() if result.dtype in HALF else result).numpy()  # NumPy has no bfloat16
+
+    return [array(r) for r in results]
 
 
 @dataclass(kw_only=True)
@@ -51,12 +68,69 @@ def normal(rng: np.random.Generator, *shape: int, scale: float = 1.0) -> Array:
     return scale * rng.standard_normal(shape, np.float32)
 
 
+@dataclass(frozen=True)
+class Data:
+    """Makes a row's arrays where lec7 reads them: numbers of ``dtype``, the same ones in every run."""
+
+    device: Device = CPU
+    dtype: torch.dtype = torch.float32
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
+
+    def array(self, values: Array) -> Array:
+        tensor = torch.from_numpy(values)
+        dtype = self.dtype if tensor.is_floating_point() else tensor.dtype
+        return self.device.array(tensor.to(self.device.theirs, dtype))
+
+    def normal(self, *shape: int, scale: float = 1.0) -> Array:
+        return self.array(normal(self.rng, *shape, scale=scale))
+
+    def integers(self, below: int, *shape: int) -> Array:
+        return self.array(self.rng.integers(below, size=shape))
+
+    def zeros(self, *shape: int) -> Array:
+        return self.array(np.zeros(shape, np.float32))
+
+    def module(self, module: Module) -> Module:
+        """A module of PyTorch's, moved there."""
+        return module.to(self.device.theirs, self.dtype)
+
+
 def tensors(*arrays: Array, grad: bool = False) -> list[torch.Tensor]:
-    return [torch.from_numpy(a).requires_grad_(grad) for a in arrays]
+    """The same memory as PyTorch's tensors."""
+    return [torch.from_dlpack(a).requires_grad_(grad) for a in arrays]
 
 
 def no_grad(function: Closure) -> Closure:
     return torch.inference_mode()(function)
+
+
+# --- the check ----------------------------------------------------------------------------------------------
+
+
+class DisagreementError(Exception):
+    """The two libraries computed different things."""
+
+
+def verify(pair: Pair, precision: str = "float32") -> None:
+    """Call both sides and compare all results; of products to the tolerance that the precision needs.
+
+    Raises:  DisagreementError: names the result, the error and the limit.
+    """
+    ours, *theirs = pair.compare or (pair.ours, *pair.theirs)
+    names = pair.names.split()
+    slack = SLACK[precision] if pair.flops else 1
+    tolerance = pair.tolerance if slack == 1 else min(slack * pair.tolerance, WIDEST)
+    for call in range(pair.calls):
+        expected = as_arrays(ours())
+        for variant in theirs:
+            for name, a, b in zip(names, expected, pair.align(variant()), strict=True):
+                where = f"{name} (call {call + 1})" if pair.calls > 1 else name
+                if a.shape != b.shape:
+                    raise DisagreementError(f"{where}: lec7 gives the shape {a.shape}, PyTorch {b.shape}")
+                difference = float(np.linalg.norm(np.subtract(a, b, dtype=np.float64)))
+                error = difference / max(float(np.linalg.norm(b)), 1e-30)
+                if not error <= tolerance:  # NaN too
+                    raise DisagreementError(f"{where}: relative error {error:.1e}, more than {tolerance:.0e}")
 
 
 # --- PyTorch's layouts --------------------------------------------------------------------------------------
@@ -75,14 +149,14 @@ def copy_cell(
 ) -> None:
     """lec7's weight_x, weight_h and bias into PyTorch's parameters, whose second bias becomes 0."""
     with torch.no_grad():
-        for parameter, weight in zip((weight_ih, weight_hh, bias_ih), weights, strict=True):
+        for parameter, weight in zip((weight_ih, weight_hh, bias_ih), as_arrays(weights), strict=True):
             parameter.copy_(torch.from_numpy(torch_gates(weight, cell).T))
         bias_hh.zero_()
 
 
-def torch_formats(*arrays: Array) -> list[list[torch.Tensor]]:
+def torch_formats(*arrays: Array | torch.Tensor) -> list[list[torch.Tensor]]:
     """Arrays with channels last as PyTorch's NCHW tensors: contiguous, and in channels-last memory."""
-    nchw = [torch.from_numpy(a).movedim(-1, 1) for a in arrays]
+    nchw = [t.movedim(-1, 1) for t in tensors(*arrays)]
     formats = torch.contiguous_format, torch.channels_last
     return [[t.clone(memory_format=f) for t in nchw] for f in formats]
 
@@ -103,6 +177,7 @@ class Row:
     direction: str
     family: Callable[..., Pair]
     sizes: dict[str, Any]
+    dtype: torch.dtype = torch.float32
     most: float | None = None
     least: float | None = None
 
@@ -115,8 +190,8 @@ class Row:
         sizes = self.sizes.items()
         return " ".join(k if v is True else f"{k}{v}" if len(k) == 1 else f"{k} {v:,}" for k, v in sizes)
 
-    def make(self) -> Pair:
-        return self.family(np.random.default_rng(0), **self.sizes)
+    def make(self, device: Device = CPU) -> Pair:
+        return self.family(Data(device, self.dtype), **self.sizes)
 
 
 def rows(
@@ -125,13 +200,14 @@ def rows(
     *,
     most: float | tuple[float | None, float | None] | None = None,
     least: float | None = None,
+    dtype: torch.dtype = torch.float32,
     **sizes: Any,
 ) -> list[Row]:
     """One row; two, forward and forward + backward (each with its ``most``), where the family has both."""
     if "backward" not in inspect.signature(family).parameters:
-        return [Row(name, "", family, sizes, most, least)]
+        return [Row(name, "", family, sizes, dtype, most, least)]
     forward, both = most if isinstance(most, tuple) else (most, most)
     return [
-        Row(name, "forward", partial(family, backward=False), sizes, forward, least),
-        Row(name, "forward + backward", partial(family, backward=True), sizes, both, least),
+        Row(name, "forward", partial(family, backward=False), sizes, dtype, forward, least),
+        Row(name, "forward + backward", partial(family, backward=True), sizes, dtype, both, least),
     ]

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import alternate, seconds
+from timing import Clock
 
 import lec7
 from lec7 import ops
 
 ROUNDS = 5
+CLOCK = Clock()
 SIZES = [1, 2, 4, 8, 16, 32, 64, 128]
 LONG = 5e-3  # a row whose second thread must help
 SPEEDUP = 1.9
@@ -83,7 +84,7 @@ def size_table() -> dict[str, list[float]]:
     print(f"{'':40}" + "".join(f"{size:>9}" for size in SIZES))
     times = {}
     for name, (variable, make) in GROWING.items():
-        times[name] = [alternate([make(size)], ROUNDS)[0] for size in SIZES]
+        times[name] = [CLOCK.alternate([make(size)], ROUNDS)[0] for size in SIZES]
         each = (1e6 * t / size for t, size in zip(times[name], SIZES, strict=True))
         print(f"{name + ', ' + variable:40}" + "".join(f"{t:9.1f}" for t in each), flush=True)
         lec7.empty_cache()
@@ -139,8 +140,8 @@ def thread_table(suites: Sequence[str], most: int) -> list[str]:
                 continue
             ours = row.make().ours
             one, several = with_threads(ours, 1), with_threads(ours, most)
-            if min(seconds(one) for _ in range(3)) >= LONG:
-                a, b = alternate([one, several], ROUNDS)
+            if min(CLOCK.seconds(one) for _ in range(3)) >= LONG:
+                a, b = CLOCK.alternate([one, several], ROUNDS)
                 name = f"{suite}: {row.title} {row.shape}"
                 print(f"{name:100}{1e3 * a:9.1f} ms{1e3 * b:9.1f} ms{a / b:8.2f}", flush=True)
                 if a / b < SPEEDUP:
@@ -158,7 +159,7 @@ def import_table() -> list[str]:
     def run(statement: str) -> float:
         command = [sys.executable, "-c", statement]
         return statistics.median(
-            seconds(lambda: subprocess.run(command, check=True)) for _ in range(2 * ROUNDS + 1)
+            CLOCK.seconds(lambda: subprocess.run(command, check=True)) for _ in range(2 * ROUNDS + 1)
         )
 
     start = run("pass")

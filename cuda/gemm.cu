@@ -44,14 +44,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   });
 }
 
-template <class T>
+template <class T, class Out>
 __global__ void __launch_bounds__(kThreads)
-    sum_parts_kernel(const float* parts, Index splits, Index rows, Index n, T* c, Index c_stride, Finish<T> finish) {
+    sum_parts_kernel(const float* parts, Index splits, Index rows, Index n, Out* c, Index c_stride, Finish<T> finish) {
   LEC7_STRIDED(i, rows * n) {
     float sum = parts[i];
     for (Index s = 1; s < splits; ++s) sum += parts[s * rows * n + i];
     const Index row = i / n, column = i - row * n;
-    c[row * c_stride + column] = from_float<T>(finish(sum, column));
+    c[row * c_stride + column] = from_float<Out>(finish(sum, column));
   }
 }
 
@@ -141,31 +141,46 @@ Plan plan_tiles(Index m, Index n, Index k, Index batch, std::span<const TileKind
   return best;
 }
 
-template <class T>
-void sum_parts(const float* parts, Index splits, Index rows, Index n, T* c, Index c_stride, const Finish<T>& finish) {
-  launch("sum_parts_kernel", sum_parts_kernel<T>, strided_grid(rows * n), parts, splits, rows, n, c, c_stride, finish);
+template <class T, class Out>
+void sum_parts(const float* parts, Index splits, Index rows, Index n, Out* c, Index c_stride, const Finish<T>& finish) {
+  launch("sum_parts_kernel", sum_parts_kernel<T, Out>, strided_grid(rows * n), parts, splits, rows, n, c, c_stride,
+         finish);
 }
 template void sum_parts(const float*, Index, Index, Index, float*, Index, const Finish<float>&);
 template void sum_parts(const float*, Index, Index, Index, float16*, Index, const Finish<float16>&);
 template void sum_parts(const float*, Index, Index, Index, bfloat16*, Index, const Finish<bfloat16>&);
 
-template <class T>
-void gemm(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b, T* c, Index c_stride,
-          std::type_identity_t<const T*> bias, Activation activation, const Batch& batch) {
+namespace {
+
+template <class T, class Out>
+void multiply(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b, Out* c, Index c_stride,
+              const Finish<T>& finish, const Batch& batch) {
   const MatrixSource<T> source_a = matrix_source(a, m, k, !a.transposed, batch.a_step);
   const MatrixSource<T> source_b = matrix_source(b, n, k, b.transposed, batch.b_step);
   const Plan plan =
       is_half<T> ? plan_tiles(m, n, k, batch.count, kHalfTiles) : plan_tiles(m, n, k, batch.count, kFloatTiles);
   const Index rows = batch.count * m;
-  const Finish<T> finish{bias, activation}, nothing{nullptr, Activation::none};
+  const Finish<T> nothing{nullptr, Activation::none};
   const bool split = plan.splits > 1 || finish.later();
   Buffer<float> parts(split ? plan.splits * rows * n : 0);
+  const auto output = [&] {
+    if (split) return Output<T>::parts(parts.data(), n);
+    if constexpr (std::is_same_v<T, Out>) return Output<T>(c, c_stride);
+    else return Output<T>::parts(c, c_stride);
+  };
   with_tile<T>(plan.kind, [&]<class Tile> {
     launch("gemm_kernel", gemm_kernel<Tile, T>, {static_cast<unsigned>(plan.blocks() * batch.count), Tile::kThreads},
-           source_a, source_b, k, plan, batch, split ? Output<T>::parts(parts.data(), n) : Output<T>(c, c_stride),
-           split ? n : c_stride, split ? nothing : finish);
+           source_a, source_b, k, plan, batch, output(), split ? n : c_stride, split ? nothing : finish);
   });
   if (split) sum_parts(parts.data(), plan.splits, rows, n, c, c_stride, finish);
+}
+
+}  // namespace
+
+template <class T>
+void gemm(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b, T* c, Index c_stride,
+          std::type_identity_t<const T*> bias, Activation activation, const Batch& batch) {
+  multiply(m, n, k, a, b, c, c_stride, Finish<T>{bias, activation}, batch);
 }
 template void gemm(Index, Index, Index, const Matrix<float>&, const Matrix<float>&, float*, Index, const float*,
                    Activation, const Batch&);
@@ -173,6 +188,18 @@ template void gemm(Index, Index, Index, const Matrix<float16>&, const Matrix<flo
                    Activation, const Batch&);
 template void gemm(Index, Index, Index, const Matrix<bfloat16>&, const Matrix<bfloat16>&, bfloat16*, Index,
                    const bfloat16*, Activation, const Batch&);
+
+template <class T>
+void gemm_unrounded(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b, float* c, Index c_stride,
+                    const T* bias) {
+  multiply(m, n, k, a, b, c, c_stride, Finish<T>{bias, Activation::none}, {});
+}
+template void gemm_unrounded(Index, Index, Index, const Matrix<float>&, const Matrix<float>&, float*, Index,
+                             const float*);
+template void gemm_unrounded(Index, Index, Index, const Matrix<float16>&, const Matrix<float16>&, float*, Index,
+                             const float16*);
+template void gemm_unrounded(Index, Index, Index, const Matrix<bfloat16>&, const Matrix<bfloat16>&, float*, Index,
+                             const bfloat16*);
 
 template <class T>
 void column_sum(Index rows, Index n, const T* x, Index stride, T* out) {

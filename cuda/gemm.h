@@ -30,6 +30,11 @@ void gemm(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b, T* 
           std::type_identity_t<const T*> bias = nullptr, Activation activation = Activation::none,
           const Batch& batch = {});
 
+// The same with the sums as they are, float32.
+template <class T>
+void gemm_unrounded(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b, float* c, Index c_stride,
+                    const T* bias = nullptr);
+
 // out (n) = the sum of the rows of x (rows x n, stride apart): every bias gradient.
 template <class T>
 void column_sum(Index rows, Index n, const T* x, Index stride, T* out);

@@ -13,21 +13,20 @@ struct Few {
   Index values[kAtOnce];
 };
 
-__global__ void __launch_bounds__(kAtOnce) send_lengths_kernel(Few few, int count, Index* to) {
+__global__ void __launch_bounds__(kAtOnce) send_words_kernel(Few few, int count, Index* to) {
   const int i = static_cast<int>(threadIdx.x);
   if (i < count) to[i] = few.values[i];
 }
 
 }  // namespace
 
-Lengths::Lengths(std::span<const Index> lengths) : buffer_(static_cast<Index>(lengths.size())) {
-  const Index all = static_cast<Index>(lengths.size());
+void send_words(std::span<const Index> words, Index* to) {
+  const Index all = static_cast<Index>(words.size());
   for (Index first = 0; first < all; first += kAtOnce) {
     const Index count = std::min(kAtOnce, all - first);
     Few few{};
-    std::copy_n(lengths.begin() + first, count, few.values);
-    launch("send_lengths_kernel", send_lengths_kernel, {1, kAtOnce}, few, static_cast<int>(count),
-           buffer_.data() + first);
+    std::copy_n(words.begin() + first, count, few.values);
+    launch("send_words_kernel", send_words_kernel, {1, kAtOnce}, few, static_cast<int>(count), to + first);
   }
 }
 

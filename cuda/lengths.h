@@ -1,4 +1,4 @@
-// Lengths of sequences, which the host knows, where kernels can read them.
+// What the host knows, where kernels can read it: lengths of sequences.
 #pragma once
 
 #include <span>
@@ -7,11 +7,15 @@
 
 namespace lec7::cuda {
 
-// They travel as a kernel's parameters, not as a copy of the host's memory: the host goes on at once, and a captured
-// graph keeps them.
+// The words travel as a kernel's parameters, not as a copy of the host's memory: the host goes on at once, and a
+// captured graph keeps them.
+void send_words(std::span<const Index> words, Index* to);
+
 class Lengths {
  public:
-  explicit Lengths(std::span<const Index> lengths);
+  explicit Lengths(std::span<const Index> lengths) : buffer_(static_cast<Index>(lengths.size())) {
+    send_words(lengths, buffer_.data());
+  }
   const Index* data() { return buffer_.data(); }  // null: there are none
 
  private:

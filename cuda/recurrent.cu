@@ -5,9 +5,11 @@
 //               of the batch, and keeps its columns of Wh (backward: its rows) in shared memory from the first step to
 //               the last; all blocks meet once a step, where they exchange h (backward: dz) through L2. A step is
 //               2 N H G H FLOPs, and each block reads h of its rows, 4 H bytes a row (dz: 4 G H). Few rows take the
-//               time of the barrier and of one way through L2
-//   steps       where Wh does not fit, where rows are many, or for a single step: a matrix product and an elementwise
-//               kernel for each, bound by the reading of Wh, 4 G H H bytes, or by arithmetic
+//               time of the barrier and of one way through L2. For float16 and bfloat16: recurrent_mma.cu, with half of
+//               these bytes, twice the units in the same shared memory, and tensor cores
+//   steps       where Wh does not fit, where rows are many, for a single step, or for 16 bits without tensor cores: a
+//               matrix product and an elementwise kernel for each, bound by the reading of Wh, 4 G H H bytes (2 G H H),
+//               or by arithmetic
 //
 // The order of sums is the same from run to run. It depends on the sizes and, in the persistent kernels, on the number
 // of the GPU's multiprocessors.
@@ -15,170 +17,68 @@
 // Backward hands dh on in two parts: through Wh, a product with dz, and directly (the GRU's z). Rows that are not alive
 // at a step have dz = 0 and keep the direct part, so that a row's last step finds dh_last there, and dh0 is what is
 // left at the end, whatever the lengths are.
-#include "lec7/recurrent.h"
+#include "recurrent.h"
 
 #include <algorithm>
 
-#include "activation.h"
 #include "arrays.h"
 #include "async_copy.h"
 #include "gemm.h"
-#include "grid.h"
-#include "kernel.h"
 #include "lengths.h"
 
 namespace lec7::cuda {
 namespace {
 
-constexpr Index kMostRows = 256;      // of a batch, up to which a step is bound by latency
-constexpr int kTileBytes = 16 << 10;  // of h or dz, in each of two buffers
-constexpr int kTileNumbers = kTileBytes / static_cast<int>(sizeof(float));
-
-static_assert(2 * kTileBytes >= kThreads * 4 * 4 * static_cast<int>(sizeof(float)), "a thread has 4 x 4 sums");
-
-using Forward = RecurrentForward<float>;
-using Backward = RecurrentBackward<float>;
-
-// ---- where rows begin and end ----
-
-template <class Arrays>
-__device__ Index time_of(const RecurrentShape& s, const Arrays& a, Index step) {
-  return a.reverse ? s.steps - 1 - step : step;
-}
-template <class Arrays>
-__device__ Index length_of(const RecurrentShape& s, const Arrays& a, Index n) {
-  return a.lengths == nullptr ? s.steps : a.lengths[n];
-}
-// Is h0 the state of row n before time t? (Also where the row has not begun.)
-template <class Arrays>
-__device__ bool begins(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
-  return a.reverse ? t + 1 >= length_of(s, a, n) : t == 0;
-}
-// The row of a (T, N, H) array that came before (t, n).
-template <class Arrays>
-__device__ Index row_before(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
-  return (a.reverse ? t + 1 : t - 1) * s.batch + n;
-}
-// h of row n before time t.
-template <class Arrays>
-__device__ const float* state_before(const RecurrentShape& s, const Arrays& a, Index t, Index n) {
-  return begins(s, a, t, n) ? a.h0 + n * s.hidden : a.hs + row_before(s, a, t, n) * s.hidden;
-}
-
-// ---- one unit of one row at one step ----
-
-// x Wx + b of row n, unit j and time t, where the gates will stand (RNN: where h will).
-template <int G>
-__device__ const float* inputs_of(const RecurrentShape& s, const Forward& a, Index t, Index n, Index j) {
-  return (G == 1 ? a.hs : a.gates) + (t * s.batch + n) * G * s.hidden + j;
-}
-
-// The sums before the nonlinearities, x Wx + b + h Wh:
-//   RNN   in x
-//   LSTM  i, f, o, g
-//   GRU   r, z; and apart, since r comes between them, h Wh_n and x Wx_n + b_n
-template <int G>
-__device__ void unit_forward(const RecurrentShape& s, const Forward& a, Index t, Index n, Index j, float4 sums,
-                             float h_before) {
-  const Index H = s.hidden, row = t * s.batch + n, length = length_of(s, a, n);
-  const bool lives = t < length;
-  float* const gates = a.gates + row * G * H + j;
-  float h, c = 0;
-  if constexpr (G == 1) {
-    h = activate(s.cell == Cell::rnn_relu ? Activation::relu : Activation::tanh, sums.x);
-  } else if constexpr (G == 4) {
-    const float in = sigmoid(sums.x), forget = sigmoid(sums.y), out = sigmoid(sums.z), g = tanhf(sums.w);
-    c = forget * (begins(s, a, t, n) ? a.c0[n * H + j] : a.cells[row_before(s, a, t, n) * H + j]) + in * g;
-    h = out * tanhf(c);
-    gates[0] = in, gates[H] = forget, gates[2 * H] = out, gates[3 * H] = g;
-    a.cells[row * H + j] = c;
-  } else {
-    const float r = sigmoid(sums.x), keep = sigmoid(sums.y), candidate = tanhf(sums.w + r * sums.z);
-    h = (1 - keep) * candidate + keep * h_before;
-    gates[0] = r, gates[H] = keep, gates[2 * H] = candidate;
-    a.cells[row * H + j] = sums.z;
-  }
-  a.hs[row * H + j] = lives ? h : 0;
-  const bool ends = lives && (a.reverse ? t == 0 : t == length - 1);
-  const bool never = length == 0 && (a.reverse ? t == 0 : t == s.steps - 1);
-  if (a.h_last != nullptr && (ends || never)) a.h_last[n * H + j] = ends ? h : a.h0[n * H + j];
-  if (G == 4 && (ends || never)) a.c_last[n * H + j] = ends ? c : a.c0[n * H + j];
-}
-
-// What the steps of backward share. dz as Wx sees it and as Wh sees it (the same but for the GRU), (T, N, G H); the
-// direct part of dh and dc, (N, H); h before each step, (T, N, H).
-struct Carried {
-  float *dz_x, *dz_h, *dh, *dc;
-  const float* before;
-};
-
-// `dh`: what came through Wh.
-template <int G>
-__device__ void unit_backward(const RecurrentShape& s, const Backward& a, const Carried& to, Index t, Index n, Index j,
-                              float dh) {
-  const Index H = s.hidden, row = t * s.batch + n, at = n * H + j;
-  float* const dz = to.dz_x + row * G * H + j;
-  float* const dz_h = to.dz_h + row * G * H + j;
-  dh += to.dh[at];
-  if (t >= length_of(s, a, n)) {
-    to.dh[at] = dh;
-#pragma unroll
-    for (int g = 0; g < G; ++g) dz[g * H] = dz_h[g * H] = 0;
-    return;
-  }
-  if (a.dhs != nullptr) dh += a.dhs[row * H + j];
-  float direct = 0;
-  if constexpr (G == 1) {
-    const Activation activation = s.cell == Cell::rnn_relu ? Activation::relu : Activation::tanh;
-    dz[0] = dh * activation_slope(activation, a.hs[row * H + j]);
-  } else if constexpr (G == 4) {
-    const float* const gates = a.gates + row * G * H + j;
-    const float in = gates[0], forget = gates[H], out = gates[2 * H], g = gates[3 * H];
-    const float c_before = begins(s, a, t, n) ? a.c0[at] : a.cells[row_before(s, a, t, n) * H + j];
-    const float tanh_c = tanhf(a.cells[row * H + j]);
-    const float dc = to.dc[at] + dh * out * (1 - tanh_c * tanh_c);
-    dz[0] = dc * g * in * (1 - in);
-    dz[H] = dc * c_before * forget * (1 - forget);
-    dz[2 * H] = dh * tanh_c * out * (1 - out);
-    dz[3 * H] = dc * in * (1 - g * g);
-    to.dc[at] = dc * forget;
-  } else {
-    const float* const gates = a.gates + row * G * H + j;
-    const float r = gates[0], keep = gates[H], candidate = gates[2 * H];
-    const float dz_n = dh * (1 - keep) * (1 - candidate * candidate);
-    const float dz_r = dz_n * a.cells[row * H + j] * r * (1 - r);
-    const float dz_z = dh * (to.before[row * H + j] - candidate) * keep * (1 - keep);
-    dz[0] = dz_h[0] = dz_r;
-    dz[H] = dz_h[H] = dz_z;
-    dz[2 * H] = dz_n;
-    dz_h[2 * H] = dz_n * r;
-    direct = dh * keep;
-  }
-  to.dh[at] = direct;
-}
-
 // ---- step by step ----
 
-template <int G>
+// What a kernel only copies: one kernel for both types of 16 bits.
+template <class T>
+using Stored = std::conditional_t<is_half<T>, std::uint16_t, T>;
+template <class T>
+Stored<T>* stored(T* x) {
+  return reinterpret_cast<Stored<T>*>(x);
+}
+template <class T>
+const Stored<T>* stored(const T* x) {
+  return reinterpret_cast<const Stored<T>*>(x);
+}
+
+// h before the first step and after each one.
+template <class T>
+struct States {
+  const T *h0, *hs;
+  const Index* lengths;
+  bool reverse;
+};
+template <class Arrays>
+auto states_of(const Arrays& a) {
+  return States{a.h0, static_cast<decltype(a.h0)>(a.hs), a.lengths, a.reverse};
+}
+
+template <int G, class T>
 __global__ void __launch_bounds__(kThreads, 1)
-    recurrent_step_forward_kernel(RecurrentShape s, Forward a, Index t, const float* h_before, const float* products) {
-  LEC7_STRIDED(i, s.batch * s.hidden) {
-    const Index n = i / s.hidden, j = i - n * s.hidden;
-    const float* const x = inputs_of<G>(s, a, t, n, j);
-    const float* const h = products + n * G * s.hidden + j;
-    const Index H = s.hidden;
+    recurrent_step_forward_kernel(RecurrentShape s, RecurrentForward<T> a, Index t, const float* x_products,
+                                  const T* h_before, const float* products) {
+  const Index H = s.hidden;
+#pragma unroll 1
+  LEC7_STRIDED(i, s.batch * H) {
+    const Index n = i / H, j = i - n * H;
+    const float* const x = x_products + (t * s.batch + n) * G * H + j;
+    const float* const h = products + n * G * H + j;
     float4 sums = make_float4(x[0] + h[0], 0, 0, 0);
     if constexpr (G > 1) sums.y = x[H] + h[H];
     if constexpr (G == 3) sums.z = h[2 * H], sums.w = x[2 * H];
     if constexpr (G == 4) sums.z = x[2 * H] + h[2 * H], sums.w = x[3 * H] + h[3 * H];
-    unit_forward<G>(s, a, t, n, j, sums, h_before[i]);
+    unit_forward<G>(s, a, t, n, j, sums, to_float(h_before[i]));
   }
 }
 
 // products: null before the first step.
-template <int G>
-__global__ void __launch_bounds__(kThreads)
-    recurrent_step_backward_kernel(RecurrentShape s, Backward a, Carried to, Index t, const float* products) {
+template <int G, class T>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrent_step_backward_kernel(RecurrentShape s, RecurrentBackward<T> a, Carried<T> to, Index t,
+                                   const float* products) {
+#pragma unroll 1
   LEC7_STRIDED(i, s.batch * s.hidden) {
     const Index n = i / s.hidden;
     unit_backward<G>(s, a, to, t, n, i - n * s.hidden, products == nullptr ? 0 : products[i]);
@@ -186,29 +86,39 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // h before each of the steps [t, t + count), (count, N, H).
-template <class Arrays>
+template <class T>
 __global__ void __launch_bounds__(kThreads)
-    recurrent_before_kernel(RecurrentShape s, Arrays a, Index t, Index count, float* out) {
+    recurrent_before_kernel(RecurrentShape s, States<T> states, Index t, Index count, T* out) {
+#pragma unroll 1
   LEC7_STRIDED(i, count * s.batch * s.hidden) {
     const Index row = i / s.hidden;
-    out[i] = state_before(s, a, t + row / s.batch, row % s.batch)[i - row * s.hidden];
+    out[i] = state_before(s, states, t + row / s.batch, row % s.batch)[i - row * s.hidden];
   }
 }
 
 // x without what stands past a row's end: it may be anything, NaN too; its dz is 0, but 0 times NaN is not.
-__global__ void __launch_bounds__(kThreads) recurrent_living_kernel(RecurrentShape s, Backward a, float* out) {
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    recurrent_living_kernel(RecurrentShape s, const Index* lengths, const T* x, T* out) {
+#pragma unroll 1
   LEC7_STRIDED(i, s.steps * s.batch * s.inputs) {
     const Index row = i / s.inputs;
-    out[i] = row / s.batch < length_of(s, a, row % s.batch) ? a.x[i] : 0;
+    out[i] = row / s.batch < lengths[row % s.batch] ? x[i] : T{};
   }
 }
 
+template <class T>
 __global__ void __launch_bounds__(kThreads)
-    recurrent_first_kernel(Index n, const float* through, const float* direct, float* dh0) {
-  LEC7_STRIDED(i, n) dh0[i] = through[i] + direct[i];
+    recurrent_first_kernel(Index n, const float* through, const float* direct, T* dh0) {
+  LEC7_STRIDED(i, n) dh0[i] = from_float<T>(through[i] + direct[i]);
 }
 
-// ---- persistent ----
+// ---- persistent, in float32 ----
+
+constexpr int kTileBytes = 16 << 10;  // of h or dz, in each of two buffers
+constexpr int kTileNumbers = kTileBytes / static_cast<int>(sizeof(float));
+
+static_assert(2 * kTileBytes >= kThreads * 4 * 4 * static_cast<int>(sizeof(float)), "a thread has 4 x 4 sums");
 
 // How blocks share the work: block b has `units` units and `rows` rows, which it takes in chunks of 4 * row_groups. A
 // thread multiplies 4 rows with one quad of columns (4 gates of a unit, or 4 units) over one slice of the depth.
@@ -251,6 +161,7 @@ struct Block {
   template <class Column>
   __device__ void load_weights(bool along_depth, Column&& column) const {
     const int deep = share.padded_depth(), count = deep * share.quads;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count; i += kThreads) {
       const int quad = along_depth ? i / deep : i % share.quads, k = along_depth ? i % deep : i / share.quads;
       float4 value = make_float4(0, 0, 0, 0);
@@ -265,6 +176,7 @@ struct Block {
   template <class RowOf>
   __device__ void copy(int count, int k0, RowOf&& row_of, float* tile) const {
     const int across = share.tile / 4;
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < share.chunk() * across; i += kThreads) {
       const int r = i / across, column = 4 * (i - r * across), left = r < count ? share.depth - k0 - column : 0;
       const float* const from = left > 0 ? row_of(r) + k0 + column : row_of(0);
@@ -354,12 +266,14 @@ struct Block {
   // body(r, j) for the rows of a chunk and the block's units: always the same thread for the same two.
   template <class Body>
   __device__ void for_units(int count, Body&& body) const {
+#pragma unroll 1
     for (int i = static_cast<int>(threadIdx.x); i < count * units; i += kThreads) body(i / units, i % units);
   }
 };
 
 template <int G>
-__global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(RecurrentShape s, Forward a, Share share) {
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrent_forward_kernel(RecurrentShape s, RecurrentForward<float> a, const float* x_products, Share share) {
   LEC7_DYNAMIC_SHARED(shared, float4);
   const Block block(share, s, shared);
   const Index H = s.hidden;
@@ -372,7 +286,8 @@ __global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(Recurren
     block.for_chunks([&](Index n, int count) {
       const auto inputs = [&](int r, int quad) {
         float4 x = make_float4(0, 0, 0, 0);
-        const float* const from = inputs_of<G>(s, a, t, n + r, block.unit + (G == 1 ? 4 * quad : quad));
+        const Index j = block.unit + (G == 1 ? 4 * quad : quad);
+        const float* const from = x_products + (t * s.batch + n + r) * G * H + j;
         const Index apart = G == 1 ? 1 : H;
         const int left = block.units - (G == 1 ? 4 * quad : quad);  // the last block may have fewer units
         const int numbers = G == 1 ? left : left > 0 ? G : 0;
@@ -395,7 +310,7 @@ __global__ void __launch_bounds__(kThreads, 1) recurrent_forward_kernel(Recurren
 
 template <int G>
 __global__ void __launch_bounds__(kThreads, 1)
-    recurrent_backward_kernel(RecurrentShape s, Backward a, Carried to, Share share) {
+    recurrent_backward_kernel(RecurrentShape s, RecurrentBackward<float> a, Carried<float> to, Share share) {
   LEC7_DYNAMIC_SHARED(shared, float4);
   const Block block(share, s, shared);
   const Index H = s.hidden;
@@ -424,10 +339,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-// ---- host ----
-
-bool is_aligned(const float* data) { return reinterpret_cast<std::uintptr_t>(data) % sizeof(float4) == 0; }
-
 // A share whose weights stay in shared memory, or one with no blocks. A quad holds `per_quad` units. Rows are split as
 // far as the weights allow: a block reads the whole h (or dz) of its rows in each step.
 Share share_of(const RecurrentShape& s, Index depth, int per_quad, bool aligned) {
@@ -455,6 +366,43 @@ Share share_of(const RecurrentShape& s, Index depth, int per_quad, bool aligned)
   return {};
 }
 
+// ---- one launch for all steps: false, and nothing done, where that does not fit ----
+
+template <int G, class T>
+bool persistent_forward(const RecurrentShape& s, const RecurrentForward<T>& a, const float* x_products) {
+  if constexpr (is_half<T>) {
+    return mma_forward<G>(s, a, x_products);
+  } else {
+    const Share share = share_of(s, s.hidden, G == 1 ? 4 : 1, is_aligned(a.h0) && is_aligned(a.hs));
+    const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
+    if (!fits_at_once(recurrent_forward_kernel<G>, grid)) return false;
+    launch("recurrent_forward_kernel", recurrent_forward_kernel<G>, grid, s, a, x_products, share);
+    return true;
+  }
+}
+template <int G, class T>
+bool persistent_backward(const RecurrentShape& s, const RecurrentBackward<T>& a, const Carried<T>& to) {
+  if constexpr (is_half<T>) {
+    return mma_backward<G>(s, a, to);
+  } else {
+    const Share share = share_of(s, G * s.hidden, 4, true);
+    const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
+    if (!fits_at_once(recurrent_backward_kernel<G>, grid)) return false;
+    launch("recurrent_backward_kernel", recurrent_backward_kernel<G>, grid, s, a, to, share);
+    return true;
+  }
+}
+
+// to = from, or zeros.
+template <class T>
+void widen_or_zero(float* to, const T* from, Index n) {
+  if (from == nullptr) fill_words(to, 0, n);
+  else if constexpr (is_half<T>) convert(n, from, to);
+  else copy_on_device(to, from, static_cast<std::size_t>(n) * sizeof(T));
+}
+
+// ---- forward, backward ----
+
 template <class Body>
 void with_gates(Cell cell, Body&& body) {
   switch (cell) {
@@ -464,71 +412,74 @@ void with_gates(Cell cell, Body&& body) {
   }
 }
 
-template <int G>
-void forward(const RecurrentShape& s, const Forward& a) {
-  const Index H = s.hidden, size = s.batch * H;
-  gemm(s.steps * s.batch, G * H, s.inputs, {a.x, s.inputs}, {a.weight_x, G * H}, G == 1 ? a.hs : a.gates, G * H,
-       a.bias);
-  const Share share = share_of(s, H, G == 1 ? 4 : 1, is_aligned(a.h0) && is_aligned(a.hs));
-  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
-  if (fits_at_once(recurrent_forward_kernel<G>, grid)) {
-    launch("recurrent_forward_kernel", recurrent_forward_kernel<G>, grid, s, a, share);
-    return;
-  }
-  Buffer<float> products(size * G), state(a.reverse && a.lengths != nullptr ? size : 0);
+// h before each of the steps [t, t + count), (count, N, H).
+template <class T>
+void write_states(const RecurrentShape& s, const States<T>& states, Index t, Index count, T* out) {
+  const States<Stored<T>> from{stored(states.h0), stored(states.hs), states.lengths, states.reverse};
+  launch("recurrent_before_kernel", recurrent_before_kernel<Stored<T>>, strided_grid(count * s.batch * s.hidden), s,
+         from, t, count, stored(out));
+}
+
+template <int G, class T>
+void forward(const RecurrentShape& s, const RecurrentForward<T>& a) {
+  const Index H = s.hidden, size = s.batch * H, rows = s.steps * s.batch;
+  // Float32 stands where the gates will (RNN: where h will).
+  Buffer<float> wide_products(is_half<T> ? rows * G * H : 0);
+  float* x_products = wide_products.data();
+  if constexpr (!is_half<T>) x_products = G == 1 ? a.hs : a.gates;
+  gemm_unrounded<T>(rows, G * H, s.inputs, {a.x, s.inputs}, {a.weight_x, G * H}, x_products, G * H, a.bias);
+  if (persistent_forward<G>(s, a, x_products)) return;
+  Buffer<float> products(size * G);
+  Buffer<T> state(a.reverse && a.lengths != nullptr ? size : 0);
   for (Index step = 0; step < s.steps; ++step) {
     const Index t = a.reverse ? s.steps - 1 - step : step;
-    const float* h_before = step == 0 ? a.h0 : a.hs + (a.reverse ? t + 1 : t - 1) * size;
+    const T* h_before = step == 0 ? a.h0 : a.hs + (a.reverse ? t + 1 : t - 1) * size;
     if (state.data() != nullptr) {  // rows begin at different steps
-      launch("recurrent_before_kernel", recurrent_before_kernel<Forward>, strided_grid(size), s, a, t, Index{1},
-             state.data());
+      write_states(s, states_of(a), t, 1, state.data());
       h_before = state.data();
     }
-    gemm(s.batch, G * H, H, {h_before, H}, {a.weight_h, G * H}, products.data(), G * H);
-    launch("recurrent_step_forward_kernel", recurrent_step_forward_kernel<G>, strided_grid(size), s, a, t, h_before,
-           products.data());
+    gemm_unrounded<T>(s.batch, G * H, H, {h_before, H}, {a.weight_h, G * H}, products.data(), G * H);
+    launch("recurrent_step_forward_kernel", recurrent_step_forward_kernel<G, T>, strided_grid(size), s, a, t,
+           x_products, h_before, products.data());
   }
 }
 
-void copy_or_zero(float* to, const float* from, Index n) {
-  if (from != nullptr) copy_on_device(to, from, static_cast<std::size_t>(n) * sizeof(float));
-  else fill_words(to, 0, n);
-}
-
-template <int G>
-void backward(const RecurrentShape& s, const Backward& a) {
+template <int G, class T>
+void backward(const RecurrentShape& s, const RecurrentBackward<T>& a) {
   const Index H = s.hidden, size = s.batch * H, rows = s.steps * s.batch;
-  Buffer<float> dz_x(rows * G * H), dz_h_of_gru(G == 3 ? rows * G * H : 0);
-  Buffer<float> before(rows * H), direct(size), dc_unwanted(G == 4 && a.dc0 == nullptr ? size : 0);
-  const Carried to{dz_x.data(), G == 3 ? dz_h_of_gru.data() : dz_x.data(), direct.data(),
-                   a.dc0 == nullptr ? dc_unwanted.data() : a.dc0, before.data()};
-  copy_or_zero(to.dh, a.dh_last, size);
-  if (G == 4) copy_or_zero(to.dc, a.dc_last, size);
-  launch("recurrent_before_kernel", recurrent_before_kernel<Backward>, strided_grid(rows * H), s, a, Index{0}, s.steps,
-         before.data());
+  Buffer<T> dz_x(rows * G * H), dz_h_of_gru(G == 3 ? rows * G * H : 0), before(rows * H);
+  Buffer<float> direct(size), wide_dc(G == 4 && (is_half<T> || a.dc0 == nullptr) ? size : 0);
+  float* dc = wide_dc.data();
+  if constexpr (!is_half<T>) dc = a.dc0 == nullptr ? dc : a.dc0;
+  const Carried<T> to{dz_x.data(), G == 3 ? dz_h_of_gru.data() : dz_x.data(), direct.data(), dc, before.data()};
+  widen_or_zero(to.dh, a.dh_last, size);
+  if (G == 4) widen_or_zero(to.dc, a.dc_last, size);
+  write_states(s, states_of(a), 0, s.steps, before.data());
 
-  const Share share = share_of(s, G * H, 4, true);
-  const Grid grid{static_cast<unsigned>(share.blocks()), kThreads, share.bytes(), true};
-  if (fits_at_once(recurrent_backward_kernel<G>, grid)) {
-    launch("recurrent_backward_kernel", recurrent_backward_kernel<G>, grid, s, a, to, share);
-  } else {
+  if (!persistent_backward<G>(s, a, to)) {
     Buffer<float> products(size);
     for (Index step = s.steps - 1; step >= 0; --step) {
       const Index t = a.reverse ? s.steps - 1 - step : step;
-      launch("recurrent_step_backward_kernel", recurrent_step_backward_kernel<G>, strided_grid(size), s, a, to, t,
+      launch("recurrent_step_backward_kernel", recurrent_step_backward_kernel<G, T>, strided_grid(size), s, a, to, t,
              step == s.steps - 1 ? nullptr : products.data());
       if (step == 0 && a.dh0 == nullptr) break;
-      gemm(s.batch, H, G * H, {to.dz_h + t * size * G, G * H}, {a.weight_h, G * H, true}, products.data(), H);
+      gemm_unrounded<T>(s.batch, H, G * H, {to.dz_h + t * size * G, G * H}, {a.weight_h, G * H, true}, products.data(),
+                        H);
     }
     if (a.dh0 != nullptr) {
-      launch("recurrent_first_kernel", recurrent_first_kernel, strided_grid(size), size, products.data(), to.dh, a.dh0);
+      launch("recurrent_first_kernel", recurrent_first_kernel<T>, strided_grid(size), size, products.data(), to.dh,
+             a.dh0);
     }
+  }
+  if constexpr (is_half<T>) {
+    if (a.dc0 != nullptr) convert(size, to.dc, a.dc0);
   }
 
   if (a.dweight_x != nullptr) {
-    Buffer<float> living(a.lengths != nullptr ? rows * s.inputs : 0);
+    Buffer<T> living(a.lengths != nullptr ? rows * s.inputs : 0);
     if (a.lengths != nullptr) {
-      launch("recurrent_living_kernel", recurrent_living_kernel, strided_grid(rows * s.inputs), s, a, living.data());
+      launch("recurrent_living_kernel", recurrent_living_kernel<Stored<T>>, strided_grid(rows * s.inputs), s, a.lengths,
+             stored(a.x), stored(living.data()));
     }
     gemm(s.inputs, G * H, rows, {a.lengths != nullptr ? living.data() : a.x, s.inputs, true}, {to.dz_x, G * H},
          a.dweight_x, G * H);
@@ -544,20 +495,26 @@ std::span<const Index> lengths_of(const RecurrentShape& s, const Index* lengths)
 
 }  // namespace
 
-template <>
-void recurrent_forward(const RecurrentShape& s, const RecurrentForward<float>& arrays) {
+template <class T>
+void recurrent_forward(const RecurrentShape& s, const RecurrentForward<T>& arrays) {
   Lengths lengths(lengths_of(s, arrays.lengths));
-  Forward a = arrays;
+  RecurrentForward<T> a = arrays;
   a.lengths = lengths.data();
   with_gates(s.cell, [&]<int G> { forward<G>(s, a); });
 }
+template void recurrent_forward(const RecurrentShape&, const RecurrentForward<float>&);
+template void recurrent_forward(const RecurrentShape&, const RecurrentForward<float16>&);
+template void recurrent_forward(const RecurrentShape&, const RecurrentForward<bfloat16>&);
 
-template <>
-void recurrent_backward(const RecurrentShape& s, const RecurrentBackward<float>& arrays) {
+template <class T>
+void recurrent_backward(const RecurrentShape& s, const RecurrentBackward<T>& arrays) {
   Lengths lengths(lengths_of(s, arrays.lengths));
-  Backward a = arrays;
+  RecurrentBackward<T> a = arrays;
   a.lengths = lengths.data();
   with_gates(s.cell, [&]<int G> { backward<G>(s, a); });
 }
+template void recurrent_backward(const RecurrentShape&, const RecurrentBackward<float>&);
+template void recurrent_backward(const RecurrentShape&, const RecurrentBackward<float16>&);
+template void recurrent_backward(const RecurrentShape&, const RecurrentBackward<bfloat16>&);
 
 }  // namespace lec7::cuda

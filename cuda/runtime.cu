@@ -100,10 +100,32 @@ int current_device() {
   return device;
 }
 
-const Properties& properties() { return all_properties().at(static_cast<std::size_t>(current_device())); }
+const Properties& properties(int device) { return all_properties().at(static_cast<std::size_t>(device)); }
+const Properties& properties() { return properties(current_device()); }
 #if defined(LEC7_CUDA_HOST)
 void set_compute_capability(int capability) { all_properties().front().compute_capability = capability; }
 #endif
+
+Peaks peaks() {
+  // Multiply-adds of a multiprocessor in a clock: CUDA C++ Programming Guide, "Arithmetic Instructions"; for tensor
+  // cores (dense), NVIDIA's white papers on the architectures. GeForce cards of 7.5, 8.6, 8.9 and 12.0 have half of it.
+  struct Rate {
+    int compute_capability;
+    double float32, tf32, half;
+  };
+  constexpr Rate kRates[] = {{75, 64, 0, 512},      {80, 64, 512, 1024},    {86, 128, 256, 512}, {89, 128, 256, 512},
+                             {90, 128, 1024, 2048}, {100, 128, 2048, 4096}, {120, 128, 256, 512}};
+  const int device = current_device();
+  Rate rate = kRates[0];
+  for (const Rate& known : kRates) {
+    if (known.compute_capability <= properties().compute_capability) rate = known;
+  }
+  const double hertz = 1e3 * attribute(cudaDevAttrClockRate, device);
+  const double flops = 2 * hertz * properties().multiprocessors;
+  const double transfers = 2 * 1e3 * attribute(cudaDevAttrMemoryClockRate, device);  // two in a clock
+  return {flops * rate.float32, flops * rate.tf32, flops * rate.half,
+          transfers * attribute(cudaDevAttrGlobalMemoryBusWidth, device) / 8};
+}
 
 bool allow_tf32() { return tf32; }
 void set_allow_tf32(bool allow) { tf32 = allow; }
@@ -118,7 +140,24 @@ cudaStream_t current_stream() { return stream_in_use.get(); }
 const Stream& shared_current_stream() { return stream_in_use; }
 void set_current_stream(Stream stream) { stream_in_use = std::move(stream); }
 
+bool capturing() {
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(current_stream(), &status), "cudaStreamIsCapturing");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+void refuse_recording(std::string_view op, std::string_view argument) {
+  if (!capturing()) return;
+  throw std::runtime_error(std::string(op) + ": a graph would repeat this " + std::string(argument) +
+                           " at every replay; while it records, give an int64 array of shape () that changes "
+                           "(lec7.cuda.Graph.each_replay)");
+}
+
 void synchronize() {
+  if (capturing()) {
+    throw std::runtime_error(
+        "lec7.cuda: nothing can be waited for while a graph records; read results (numpy, item, float) after replay()");
+  }
   const cudaError_t error = cudaStreamSynchronize(current_stream());
   if (error != cudaSuccess) {
     const std::string kernels = launched_last();
@@ -156,7 +195,7 @@ void* allocate(std::size_t bytes) {
   void* block = nullptr;
   pool();
   cudaError_t error = cudaMallocAsync(&block, bytes, current_stream());
-  if (error == cudaErrorMemoryAllocation) {
+  if (error == cudaErrorMemoryAllocation && !capturing()) {
     cudaGetLastError();
     synchronize();
     empty_cache();
@@ -178,10 +217,16 @@ void release(void* block, cudaStream_t on, int device) noexcept {
 MemoryInfo memory_info() {
   MemoryInfo info{};
   info.in_use = pool_attribute(cudaMemPoolAttrUsedMemCurrent);
+  info.peak = pool_attribute(cudaMemPoolAttrUsedMemHigh);
   info.cached = pool_attribute(cudaMemPoolAttrReservedMemCurrent) - info.in_use;
   info.limit = pool_attribute(cudaMemPoolAttrReleaseThreshold);
   check(cudaMemGetInfo(&info.free, &info.total), "cudaMemGetInfo");
   return info;
+}
+
+void reset_peak_memory() {
+  std::uint64_t to_current = 0;
+  check(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrUsedMemHigh, &to_current), "cudaMemPoolSetAttribute");
 }
 
 void set_memory_limit(std::size_t bytes) {
@@ -193,9 +238,7 @@ void empty_cache() { check(cudaMemPoolTrimTo(pool(), 0), "cudaMemPoolTrimTo"); }
 
 void copy_to_device(void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;
-  cudaStreamCaptureStatus status;
-  check(cudaStreamIsCapturing(current_stream(), &status), "cudaStreamIsCapturing");
-  if (status != cudaStreamCaptureStatusNone) {
+  if (capturing()) {
     throw std::runtime_error("lec7.cuda: a graph does not record copies from the host; make the array before");
   }
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, current_stream()), "cudaMemcpyAsync");
@@ -205,7 +248,9 @@ void copy_to_device(void* to, const void* from, std::size_t bytes) {
   else if (memory.type != cudaMemoryTypeUnregistered) check(cudaStreamSynchronize(current_stream()), "cudaMemcpyAsync");
 }
 void copy_to_host(void* to, const void* from, std::size_t bytes) {
-  if (bytes > 0) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, current_stream()), "cudaMemcpyAsync");
+  if (bytes > 0 && !capturing()) {  // synchronize() refuses to be recorded
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, current_stream()), "cudaMemcpyAsync");
+  }
   synchronize();
 }
 void copy_on_device(void* to, const void* from, std::size_t bytes) {

@@ -26,10 +26,18 @@ struct Properties {
   int compute_capability;  // 80 for 8.0
   std::size_t shared_per_block;
 };
+const Properties& properties(int device);
 const Properties& properties();  // of the current device
 #if defined(LEC7_CUDA_HOST)
 void set_compute_capability(int capability);  // as what chip the host picks kernels, for tests; at first as 80
 #endif
+
+// What the current device can do at most, at its highest clocks: FLOP/s (a multiply-add is two) of float32, of tensor
+// cores with tf32 and with 16-bit inputs (0: it has none), and bytes/s of its memory.
+struct Peaks {
+  double float32, tf32, half, bandwidth;
+};
+Peaks peaks();
 
 // Whether matrix products and convolutions may round their operands to tf32 (10 bits of fraction) for tensor cores;
 // at first not.
@@ -52,6 +60,10 @@ void synchronize();
 
 // What cannot be done for the first time while a stream is captured.
 void prepare_capture();
+// Is the current stream captured: is its work recorded, and not done?
+bool capturing();
+// Throws while it is, where an op was given `argument` as a number: each replay would use the same one again.
+void refuse_recording(std::string_view op, std::string_view argument);
 
 // ---- memory ----
 
@@ -61,9 +73,10 @@ void* allocate(std::size_t bytes);
 void release(void* block, cudaStream_t stream, int device) noexcept;
 
 struct MemoryInfo {
-  std::size_t in_use, cached, limit, free, total;
+  std::size_t in_use, peak, cached, limit, free, total;
 };
 MemoryInfo memory_info();
+void reset_peak_memory();                  // the most that is in use is counted from now on
 void set_memory_limit(std::size_t bytes);  // of what is kept for reuse; at first 4 GiB
 void empty_cache();
 

@@ -605,8 +605,8 @@ struct Plan {
 // products are done at once. All of it depends on sizes alone, so that results do as well.
 Plan plan_tiles(Index m, Index n, Index k, Index batch, std::span<const TileKind> kinds);
 
-// c (rows x n, c_stride apart) = finish(the sum of the parts (splits x rows x n) in their order).
-template <class T>
-void sum_parts(const float* parts, Index splits, Index rows, Index n, T* c, Index c_stride, const Finish<T>& finish);
+// c (rows x n, c_stride apart) = finish(the sum of the parts (splits x rows x n) in their order). Out: T, or float.
+template <class T, class Out>
+void sum_parts(const float* parts, Index splits, Index rows, Index n, Out* c, Index c_stride, const Finish<T>& finish);
 
 }  // namespace lec7::cuda

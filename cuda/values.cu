@@ -1,8 +1,9 @@
 #include "values.h"
 
 #include <mutex>
-#include <stdexcept>
-#include <vector>
+#include <new>
+#include <set>
+#include <string>
 
 #include "kernel.h"
 #include "lec7/indices.h"
@@ -11,24 +12,27 @@
 namespace lec7::cuda {
 namespace {
 
+// What a message says of a check. It travels with the kernel and comes back with the note, so that nothing of it is
+// kept here for a graph that may be replayed later.
+struct Rule {
+  const char *op, *name;  // of Notes::names
+  Shape shape;
+  Index begin, end;  // [begin, end) of whole numbers, [begin, end] of others
+  bool whole_numbers;
+};
+
 // Written by the device, read by the host: in memory of the host that both can address.
 struct Note {
-  int rule;        // 0: nothing was noted
+  int noted;  // 0: nothing was
+  Rule rule;
   Index position;  // of the first bad value
   double value;    // or `whole`, of an integer
   Index whole;
 };
 
-struct Rule {
-  std::string op, name, what;
-  Shape shape;
-  bool whole_numbers;
-};
-
-// Rules are kept, one for each op and shape: a captured graph refers to them again.
 struct Notes {
   std::mutex mutex;
-  std::vector<Rule> rules;
+  std::set<std::string, std::less<>> names;  // of ops and their arguments: as many as there are in the code
   Note* note = nullptr;
 };
 
@@ -38,24 +42,17 @@ Notes& notes() {
   if (all.note == nullptr) {
     void* memory = nullptr;
     check(cudaHostAlloc(&memory, sizeof(Note), cudaHostAllocMapped), "cudaHostAlloc");
-    all.note = static_cast<Note*>(memory);
-    *all.note = {};
+    all.note = new (memory) Note{};
   }
   return all;
 }
 
-int rule_number(std::string_view op, const Named& array, const std::string& what, bool whole_numbers) {
+const char* kept(std::string_view name) {
   Notes& all = notes();
   const std::lock_guard lock(all.mutex);
-  std::vector<Rule>& rules = all.rules;
-  for (std::size_t i = 0; i < rules.size(); ++i) {
-    const Rule& rule = rules[i];
-    if (rule.op == op && rule.name == array.name && rule.what == what && rule.shape == array.shape) {
-      return static_cast<int>(i + 1);
-    }
-  }
-  rules.push_back({std::string(op), std::string(array.name), what, array.shape, whole_numbers});
-  return static_cast<int>(rules.size());
+  auto found = all.names.find(name);
+  if (found == all.names.end()) found = all.names.emplace(name).first;
+  return found->c_str();
 }
 
 struct OutsideRange {
@@ -75,19 +72,20 @@ __device__ Index first_of(Index mine) {
 }
 
 template <class T>
-__device__ void note_bad(const T* values, Index position, int rule, Note* note) {
-  if (note->rule != 0) return;  // of an earlier check
+__device__ void note_bad(const T* values, Index position, const Rule& rule, Note* note) {
+  if (note->noted != 0) return;  // by an earlier check
+  note->rule = rule;
   note->position = position;
   if constexpr (std::is_integral_v<T>) note->whole = values[position];
   else note->value = values[position];
-  __threadfence_system();  // who sees the rule sees the rest
-  note->rule = rule;
+  __threadfence_system();  // who sees this sees the rest
+  note->noted = 1;
 }
 
 // Where there is one block, it notes the first bad value; otherwise firsts (blocks) has that of each block, or n.
 template <class T, class Bad>
 __global__ void __launch_bounds__(kThreads)
-    find_bad_kernel(const T* values, Index n, Bad bad, Index* firsts, int rule, Note* note) {
+    find_bad_kernel(const T* values, Index n, Bad bad, Index* firsts, Rule rule, Note* note) {
   const Index begin = blockIdx.x * kRange, end = begin + kRange < n ? begin + kRange : n;
   Index mine = n;
 #pragma unroll 4
@@ -102,7 +100,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    note_first_kernel(const T* values, Index n, const Index* firsts, Index blocks, int rule, Note* note) {
+    note_first_kernel(const T* values, Index n, const Index* firsts, Index blocks, Rule rule, Note* note) {
   Index mine = n;
   for (Index i = threadIdx.x; i < blocks; i += kThreads) mine = firsts[i] < mine ? firsts[i] : mine;
   const Index first = first_of(mine);
@@ -110,7 +108,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T, class Bad>
-void note_first(const T* values, Index n, Bad bad, int rule) {
+void note_first(const T* values, Index n, Bad bad, const Rule& rule) {
   const Index blocks = ceil_div(n, kRange);
   Buffer<Index> firsts(blocks > 1 ? blocks : 0);
   launch("find_bad_kernel", find_bad_kernel<T, Bad>, {static_cast<unsigned>(blocks), kThreads}, values, n, bad,
@@ -125,13 +123,16 @@ void note_first(const T* values, Index n, Bad bad, int rule) {
 void throw_bad_values() {
   Notes& all = notes();
   std::unique_lock lock(all.mutex);
-  if (all.note->rule == 0) return;
+  if (all.note->noted == 0) return;
   const Note bad = *all.note;
   *all.note = {};
-  const Rule rule = all.rules[static_cast<std::size_t>(bad.rule - 1)];
   lock.unlock();
-  const std::string value = rule.whole_numbers ? std::to_string(bad.whole) : std::to_string(bad.value);
-  fail_at(rule.op, {rule.name, rule.shape}, bad.position, value, rule.what);
+  const Rule& rule = bad.rule;
+  const std::string range = "outside [" + std::to_string(rule.begin) + ", " + std::to_string(rule.end);
+  if (rule.whole_numbers) {
+    fail_at(rule.op, {rule.name, rule.shape}, bad.position, std::to_string(bad.whole), range + ")");
+  }
+  fail_at(rule.op, {rule.name, rule.shape}, bad.position, std::to_string(bad.value), range + "]");
 }
 
 }  // namespace lec7::cuda
@@ -142,7 +143,7 @@ using namespace cuda;
 
 void check_indices(std::string_view op, const Named& array, const Indices& indices, Index begin, Index end,
                    std::optional<Index> ignored) {
-  const int rule = rule_number(op, array, "outside [" + std::to_string(begin) + ", " + std::to_string(end) + ")", true);
+  const Rule rule{kept(op), kept(array.name), array.shape, begin, end, true};
   const OutsideRange bad{begin, end, ignored.value_or(0), ignored.has_value()};
   if (indices.wide) note_first(static_cast<const std::int64_t*>(indices.data), indices.count, bad, rule);
   else note_first(static_cast<const std::int32_t*>(indices.data), indices.count, bad, rule);
@@ -150,7 +151,7 @@ void check_indices(std::string_view op, const Named& array, const Indices& indic
 
 template <class T>
 void check_probabilities(std::string_view op, const Named& array, const T* values) {
-  note_first(values, array.shape.size(), Improbable{}, rule_number(op, array, "outside [0, 1]", false));
+  note_first(values, array.shape.size(), Improbable{}, Rule{kept(op), kept(array.name), array.shape, 0, 1, false});
 }
 template void check_probabilities(std::string_view, const Named&, const float*);
 

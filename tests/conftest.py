@@ -11,6 +11,7 @@ import pytest
 from checking import required
 from devices import DeviceOps, cuda_module
 
+import lec7.cuda
 from lec7 import _cpu
 
 ISAS = ("baseline", "avx2", "avx512")
@@ -24,8 +25,8 @@ def missing(name: str, reason: str) -> None:
 def device_module(name: str) -> ModuleType:
     """A CUDA backend, or ImportError with the reason why there is none."""
     module = cuda_module(name.removesuffix("_shuffled"))
-    if module.device_count() == 0:
-        raise ImportError("there is no GPU, or no driver")
+    if reason := lec7.cuda._reason():
+        raise ImportError(reason)
     return module
 
 

@@ -8,6 +8,7 @@ import pytest
 from checking import normal
 from conftest import device_module, missing
 
+import lec7.cuda
 from lec7 import _cpu
 
 
@@ -18,6 +19,56 @@ def test_backend_is_here(name: str) -> None:
         device_module(name)
     except ImportError as error:
         missing(name, f"{name}: {error}")
+
+
+# --- chips --------------------------------------------------------------------------------------------------
+
+SEVEN = "75-real 80-real 86-real 89-real 90-real 100-real 120"
+
+
+@pytest.mark.parametrize(
+    ("chips", "runs", "runs_not"),
+    [
+        (SEVEN, (75, 80, 86, 87, 89, 90, 100, 103, 120, 121, 130), (70, 72, 61, 110)),
+        ("75 80-real", (75, 80, 90, 120), (70, 72)),
+        ("90-virtual", (90, 100), (80, 89)),
+        ("90a", (90,), (89, 100, 103, 120)),
+        ("86-real", (86, 89), (80, 90, 75)),
+        ("native", (70, 90), ()),
+        ("the host", (80,), ()),
+    ],
+)
+def test_the_chips_that_run_a_build(chips, runs, runs_not):
+    assert [c for c in (*runs, *runs_not) if lec7.cuda._runs_on(chips, c)] == list(runs)
+
+
+def test_a_gpu_without_code_is_not_available(monkeypatch):
+    class Module:
+        device_count = staticmethod(lambda: 2)
+        current_device = staticmethod(lambda: 0)
+        compute_capability = staticmethod({0: 70, 1: 90}.get)
+        build_info = staticmethod(lambda: {"chips": "80-real 90"})
+        selected = None
+
+        @classmethod
+        def set_device(cls, device):
+            cls.selected = device
+
+    monkeypatch.setattr(lec7.cuda, "_module", lambda: Module)
+    assert not lec7.cuda.is_available()
+    for device in ("cuda", "cuda:0"):
+        with pytest.raises(
+            RuntimeError, match=rf"{device}: the GPU is an sm_70, .* has code for 80-real 90 only"
+        ):
+            lec7.cuda.select(device)
+    assert Module.selected is None
+    lec7.cuda.select("cuda:1")
+    assert Module.selected == 1
+    monkeypatch.setattr(Module, "current_device", staticmethod(lambda: 1))
+    assert lec7.cuda.is_available()
+    monkeypatch.setattr(Module, "device_count", staticmethod(lambda: 0))
+    with pytest.raises(RuntimeError, match="cuda:5: there is no NVIDIA GPU"):
+        lec7.cuda.select("cuda:5")
 
 
 # --- values -------------------------------------------------------------------------------------------------
@@ -141,6 +192,22 @@ def test_the_first_of_many_values_is_named(cuda):
     cuda.softmax_cross_entropy_forward(logits, cuda.to_device(labels))
     with pytest.raises(ValueError, match=r"labels is 8 at \(16384,\), outside \[0, 2\)"):
         cuda.synchronize()
+
+
+def test_a_replay_reports_the_values_of_its_time(cuda):
+    """With the shape of its own arrays, whatever was checked since it was recorded."""
+    tokens, weight = cuda.to_device(np.zeros((2, 3), np.int64)), cuda.to_device(np.zeros((4, 5), np.float32))
+    with cuda.Graph() as graph:
+        cuda.embedding_forward(tokens, weight)
+    for n in range(1, 200):
+        cuda.embedding_forward(cuda.to_device(np.zeros(n, np.int64)), cuda.zeros((n, 1)))
+    graph.replay()
+    cuda.synchronize()
+    for bad in (4, -1):
+        tokens[...] = np.array([[0, 1, 2], [3, 3, bad]])
+        graph.replay()
+        with pytest.raises(ValueError, match=rf"embedding: tokens is {bad} at \(1, 2\), outside \[0, 4\)"):
+            cuda.synchronize()
 
 
 def test_the_first_of_several_ops_is_reported_once(cuda):

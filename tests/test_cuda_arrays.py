@@ -1,6 +1,7 @@
 """Arrays on a GPU, or in the host build's memory: made, viewed, shared, freed; the rest is refused."""
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -59,6 +60,7 @@ def test_sums_and_transposes(cuda, x):
     np.testing.assert_array_equal(same.numpy(), x + x + x)
     number = cuda.to_device(np.float32(1.5))
     assert (float(number), number.item(), int(number)) == (1.5, 1.5, 1)
+    assert (f"{number:.2f}", f"{number}") == ("1.50", repr(number))
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -167,7 +169,29 @@ def test_memory_that_is_not_there_is_a_memory_error(cuda, x):
         cuda.matmul(column, row)
     np.testing.assert_array_equal(cuda.relu_forward(cuda.to_device(x)).numpy(), np.maximum(x, 0))
     cuda.empty_cache()
-    assert set(cuda.memory_info()) == {"in_use", "cached", "limit", "free", "total"}
+    assert set(cuda.memory_info()) == {"in_use", "peak", "cached", "limit", "free", "total"}
+
+
+def test_the_most_memory_in_use_is_counted(cuda):
+    cuda.reset_peak_memory()
+    before = cuda.memory_info()["in_use"]
+    cuda.zeros((1 << 20,)).free()
+    assert cuda.memory_info()["peak"] >= before + (4 << 20)
+    cuda.synchronize()
+    cuda.reset_peak_memory()
+    assert cuda.memory_info()["peak"] == cuda.memory_info()["in_use"] < before + (4 << 20)
+
+
+def test_device_info(cuda):
+    info = cuda.device_info()
+    assert info["name"]
+    assert info["compute_capability"] >= (7, 5)
+    assert info["multiprocessors"] > 0
+    assert info["float32_flops"] > info["bandwidth"] > 0
+    assert info["half_flops"] >= 4 * info["float32_flops"]
+    assert (info["tf32_flops"] > 0) == (info["compute_capability"] >= (8, 0))
+    if "host" in info["name"]:  # 4 multiprocessors of 1 GHz with 64 FMAs, as an A100 has; 128 bits of 2 GHz
+        assert (info["float32_flops"], info["tf32_flops"], info["bandwidth"]) == (512e9, 4096e9, 32e9)
 
 
 @pytest.mark.parametrize("kind", DTYPES)
@@ -222,8 +246,9 @@ def test_a_graph_refuses_to_wait_and_to_record_twice(cuda, x):
     device, graph = cuda.to_device(x), cuda.Graph()
     with pytest.raises(RuntimeError, match="recorded nothing"):
         graph.replay()
-    with pytest.raises(RuntimeError, match="capturing"), graph:
-        device.numpy()
+    for wait in (device.numpy, cuda.synchronize, lambda: float(cuda.global_norm(device))):
+        with pytest.raises(RuntimeError, match="while a graph records"), graph:
+            wait()
     with pytest.raises(RuntimeError, match="copies from the host"), cuda.Graph():
         device[...] = x
     graph = cuda.Graph()
@@ -235,3 +260,100 @@ def test_a_graph_refuses_to_wait_and_to_record_twice(cuda, x):
     np.testing.assert_array_equal(device.numpy(), 4 * x)
     with pytest.raises(RuntimeError, match="already"), graph:
         pass
+
+
+def test_each_replay_asks_the_host_for_numbers(cuda, x):
+    params, grads = cuda.to_device(np.zeros(3, np.float32)), cuda.to_device(np.ones(3, np.float32))
+    seen, count = [], 0
+
+    def lr():
+        nonlocal count
+        count += 1
+        return count / 4
+
+    graph = cuda.Graph()
+    assert cuda.recording() is None
+    with graph:
+        assert cuda.recording() is graph
+        assert graph.each_replay(lambda: seen.append(count)) is None
+        rate, big = graph.each_replay(lr, "float64"), graph.each_replay(lambda: 2**64 - count, "int64")
+        cuda.sgd_update_(params, grads, lr=rate)
+        with cuda.Stream():
+            assert cuda.recording() is None  # what is done there is not recorded
+        for bad in ("float32", "number"):
+            with pytest.raises(ValueError, match="int64 or float64"):
+                graph.each_replay(lr, bad)
+    assert (cuda.recording(), count) == (None, 0)  # recording asks for nothing
+    with pytest.raises(RuntimeError, match="only while it records"):
+        graph.each_replay(lr, "float64")
+    for replay in (1, 2, 3):
+        graph.replay()
+        assert (float(rate), int(big)) == (replay / 4, -replay)
+    assert seen == [0, 1, 2]
+    np.testing.assert_array_equal(params.numpy(), np.full(3, -(1 + 2 + 3) / 4, np.float32))
+
+
+def test_a_number_that_fails_stops_the_replay(cuda):
+    params, grads = cuda.to_device(np.zeros(3, np.float32)), cuda.to_device(np.ones(3, np.float32))
+    numbers = iter([1.0, None, "x"])
+    with cuda.Graph() as graph:
+        cuda.sgd_update_(params, grads, lr=graph.each_replay(lambda: next(numbers), "float64"))
+    graph.replay()
+    for error in (TypeError, TypeError, StopIteration):
+        with pytest.raises(error):
+            graph.replay()
+    np.testing.assert_array_equal(params.numpy(), np.full(3, -1, np.float32))
+
+
+def test_a_graph_that_refers_to_itself_is_collected(cuda):
+    class Owner:
+        def call(self):
+            pass
+
+    owner = Owner()
+    with cuda.Graph() as graph:
+        graph.each_replay(owner.call)
+    owner.graph, gone = graph, weakref.ref(owner)
+    del owner, graph
+    gc.collect()
+    assert gone() is None
+
+
+def test_graphs_record_inside_each_other(cuda):
+    outer, inner = cuda.Graph(), cuda.Graph()
+    with outer:
+        with inner:
+            assert cuda.recording() is inner
+        assert cuda.recording() is outer
+        with pytest.raises(RuntimeError, match="another one's replay"):
+            inner.replay()
+
+
+def test_numbers_that_replays_would_repeat_are_refused(cuda, x):
+    device = cuda.to_device(x)
+    for argument, call in (
+        ("step", lambda: cuda.adam_update_(*[device] * 4, lr=0.1, step=1)),
+        ("offset", lambda: cuda.dropout_forward(device, p=0.5, seed=1, offset=2)),
+        ("offset", lambda: cuda.dropout_backward(device, p=0.5, seed=1)),
+    ):
+        with pytest.raises(RuntimeError, match=f"repeat this {argument} at every replay"), cuda.Graph():
+            call()
+    np.testing.assert_array_equal(device.numpy(), x)
+
+
+def test_a_graph_keeps_what_it_uses(cuda, x):
+    before = cuda.memory_info()["in_use"]
+    device, total = cuda.to_device(x), cuda.zeros((1, *x.shape))
+    with cuda.Graph() as graph:
+        y = cuda.relu_forward(device)
+        y += y[:]
+        view = total[0]
+        view += y
+    del device, y, view
+    filler = [cuda.to_device(np.full(x.shape, np.nan, np.float32)) for _ in range(4)]
+    for _ in range(3):
+        graph.replay()
+    np.testing.assert_array_equal(total.numpy()[0], 6 * np.maximum(x, 0))
+    del graph, total, filler
+    gc.collect()
+    assert cuda.memory_info()["in_use"] == before

@@ -1,5 +1,6 @@
 """Networks on a GPU, or on the host build of its kernels: as on the CPU, and from one to the other."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from checking import required
 from test_layers import CASES
 
-from lec7 import cuda, losses, ops, optimizers
+from lec7 import checkpoint, cuda, losses, ops, optimizers
 from lec7 import layers as L
 from lec7.cli import main
 from lec7.models import CharLM
@@ -78,6 +79,15 @@ def images(seed):
     return rng.standard_normal((6, 7, 7, 2), np.float32), rng.integers(0, 5, 6)
 
 
+def language_model(rng):
+    return CharLM(7, rng=rng, hidden=8, embedding=4, dropout=0.2)
+
+
+def chunk(seed):
+    tokens = np.random.default_rng(seed).integers(0, 7, (6, 3))
+    return tokens[:-1], tokens[1:]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_training_agrees_with_the_cpu(rule):
     host, device = trainer_on("cpu", rule), trainer_on("cuda", rule)
@@ -94,6 +104,21 @@ def test_training_agrees_with_the_cpu(rule):
         np.testing.assert_allclose(tensors[name], expected, rtol=0, atol=1e-5, err_msg=name)
 
 
+def test_a_step_waits_when_all_of_it_is_launched(monkeypatch):
+    trainer, done = trainer_on("cuda", "adamw"), []
+
+    def noting(name, function):
+        return lambda *args, **options: (done.append(name), function(*args, **options))[1]
+
+    monkeypatch.setattr(trainer.model, "backward", noting("backward", trainer.model.backward))
+    monkeypatch.setattr(ops, "global_norm", noting("norm", ops.global_norm))
+    monkeypatch.setattr(ops, "adam_update_", noting("update", ops.adam_update_))
+    for name in ("numpy", "item", "__float__"):
+        monkeypatch.setattr(cuda.Array, name, noting("wait", getattr(cuda.Array, name)))
+    trainer.step(*images(0))
+    assert done == ["backward", "norm", "wait", "wait", "update"]  # the second finds the loss done
+
+
 def test_training_repeats_bit_for_bit():
     first, second = trainer_on("cuda", "adamw"), trainer_on("cuda", "adamw")
     for step in range(2):
@@ -103,13 +128,6 @@ def test_training_repeats_bit_for_bit():
 
 @pytest.mark.parametrize(("first", "then"), [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")])
 def test_a_state_moves_between_devices(first, then):
-    def language_model(rng):
-        return CharLM(7, rng=rng, hidden=8, embedding=4, dropout=0.2)
-
-    def chunk(seed):
-        tokens = np.random.default_rng(seed).integers(0, 7, (6, 3))
-        return tokens[:-1], tokens[1:]
-
     whole, start = trainer_on(then, "rmsprop", language_model), trainer_on(first, "rmsprop", language_model)
     for step in range(2):
         whole.step(*chunk(step))
@@ -214,3 +232,185 @@ def test_a_training_step_is_recorded_and_replayed():
         assert float(step(*expected)) == float(loss)
         assert recorded[1].values.numpy().tobytes() == expected[1].values.numpy().tobytes()
     assert recorded[1].values.numpy().tobytes() != before.tobytes()
+
+
+# --- training steps in a graph ------------------------------------------------------------------------------
+
+REPLAYED = {**RULES, "adam": optimizers.Adam, "momentum-less": optimizers.SGD}
+
+
+def scheduled(rule, model, device="cuda"):
+    """A trainer whose steps have everything that changes from one to the next."""
+    rng = np.random.default_rng(5)
+    return Trainer(
+        model(rng).to(device),
+        REPLAYED[rule](),
+        losses.softmax_cross_entropy,
+        rng=rng,
+        schedule=optimizers.cosine(1e-2, 12, warmup=3),
+        clip=0.5,  # the gradients' norms are larger
+    )
+
+
+class Replayed:
+    """Steps of a trainer that replay one recorded step."""
+
+    def __init__(self, trainer, batch):
+        self.inputs = [cuda.to_device(a) for a in batch]
+        self.graph = cuda.Graph()
+        with self.graph:
+            self.result = trainer.step(*self.inputs)
+
+    def step(self, *batch):
+        for array, value in zip(self.inputs, batch, strict=True):
+            array[...] = value
+        self.graph.replay()
+        return type(self.result)(*(float(getattr(self.result, f)) for f in ("loss", "grad_norm", "lr")))
+
+
+def same_state(a, b):
+    (tensors, meta), (expected, expected_meta) = a.state(), b.state()
+    assert meta == expected_meta
+    assert tensors.keys() == expected.keys()
+    for name, array in expected.items():
+        assert tensors[name].tobytes() == array.tobytes(), name
+
+
+@pytest.mark.parametrize("rule", REPLAYED)
+def test_replayed_steps_are_the_ordinary_ones(rule, tmp_path):
+    plain, trainer = scheduled(rule, image_network), scheduled(rule, image_network)
+    assert plain.step(*images(0)) == trainer.step(*images(0))
+    before = trainer.state()
+    recorded = Replayed(trainer, images(0))
+    assert trainer.state()[1] == before[1]  # recording does nothing
+    for name, array in before[0].items():
+        np.testing.assert_array_equal(trainer.state()[0][name], array)
+
+    for seed in range(1, 4):
+        expected = plain.step(*images(seed))
+        assert expected.grad_norm > plain.clip
+        assert recorded.step(*images(seed)) == expected
+    same_state(trainer, plain)
+    for seed in range(4, 6):  # ordinary steps go on, and replays go on after them
+        assert trainer.step(*images(seed)) == plain.step(*images(seed))
+    assert recorded.step(*images(6)) == plain.step(*images(6))
+    same_state(trainer, plain)
+
+    checkpoint.save(tmp_path / "a", *trainer.state())
+    for device in ("cpu", "cuda"):
+        resumed = scheduled(rule, image_network, device)
+        resumed.restore(*checkpoint.load(tmp_path / "a"))
+        assert (resumed.step_count, resumed.optimizer.steps) == (7, 7)
+        assert resumed.model.buffers["6.philox"][1] == 7
+        same_state(resumed, trainer)
+        result = resumed.step(*images(7))
+        if device == "cuda":
+            assert result == recorded.step(*images(7))
+            same_state(resumed, trainer)
+
+
+def test_replays_follow_a_state_that_was_restored_or_put_back():
+    plain, trainer = scheduled("adam", image_network), scheduled("adam", image_network)
+    for seed in range(2):
+        plain.step(*images(seed))
+        trainer.step(*images(seed))
+    tensors, meta = plain.state()
+    saved = {name: array.copy() for name, array in tensors.items()}, meta
+    recorded = Replayed(trainer, images(0))
+    for seed in (2, 3):
+        recorded.step(*images(seed))
+    for one in (plain, trainer):  # another run's masks go on from there
+        saved[0]["buffer.6.philox"] = np.array([2**63 + 5, 17], np.uint64)
+        one.restore(*saved)
+    for seed in (4, 5):
+        assert recorded.step(*images(seed)) == plain.step(*images(seed))
+    x, labels = images(6)
+    x[0] = np.nan
+    for one in (plain, trainer):  # a refused step puts the running averages back
+        with pytest.raises(FloatingPointError):
+            one.step(x, labels)
+    assert recorded.step(*images(7)) == plain.step(*images(7))
+    same_state(trainer, plain)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_replays_carry_a_state(cell):
+    def model(rng):
+        return CharLM(7, rng=rng, cell=cell, hidden=8, embedding=4, dropout=0.2)
+
+    plain, trainer = scheduled("rmsprop", model), scheduled("rmsprop", model)
+    plain.step(*chunk(0))
+    trainer.step(*chunk(0))
+    recorded = Replayed(trainer, chunk(0))
+    for seed in range(1, 4):
+        assert recorded.step(*chunk(seed)) == plain.step(*chunk(seed))
+    for one in (plain, trainer):
+        one.model.reset()  # as fit does where an epoch begins
+    assert recorded.step(*chunk(4)) == plain.step(*chunk(4))
+    assert trainer.step(*chunk(5)) == plain.step(*chunk(5))
+    assert recorded.step(*chunk(6)) == plain.step(*chunk(6))
+    same_state(trainer, plain)
+
+
+def test_a_step_of_ones_own_is_replayed():
+    schedule = optimizers.staircase(1e-2, 2)
+
+    def ready():
+        rng = np.random.default_rng(3)
+        network = L.Sequential(
+            L.Flatten(), L.Linear(98, 8, rng=rng), L.Dropout(rng=rng), L.Linear(8, 5, rng=rng)
+        )
+        parameters, adam = L.Parameters(network.to("cuda")), optimizers.AdamW()
+
+        def step(x, labels):
+            logits, cache = network.forward(x, training=True)
+            loss, dlogits = losses.softmax_cross_entropy(logits, labels)
+            network.backward(dlogits, cache, needs_dx=False)
+            scale = optimizers.clip_scale(ops.global_norm(parameters.grads), 0.1)
+            adam.update(parameters.values, parameters.grads, lr=schedule, grad_scale=scale)
+            parameters.zero_grads()
+            return loss
+
+        return parameters.values, step
+
+    (values, step), (expected, plain) = ready(), ready()
+    x, labels = map(cuda.to_device, images(0))
+    assert float(step(x, labels)) == float(plain(x, labels))
+    with cuda.Graph() as graph:
+        loss = step(x, labels)
+    for seed in range(1, 5):
+        x[...], labels[...] = images(seed)
+        graph.replay()
+        assert float(loss) == float(plain(x, labels))
+        assert values.numpy().tobytes() == expected.numpy().tobytes()
+
+
+def test_what_a_graph_cannot_record_is_refused():
+    trainer = scheduled("adam", image_network)
+    batch = [cuda.to_device(a) for a in images(0)]
+    state = trainer.state()
+
+    def refused(message, call):
+        with pytest.raises(RuntimeError, match=message), cuda.Graph():
+            call()
+
+    refused("Adam.update: make one before a graph records", lambda: trainer.step(*batch))
+    refused("copies from the host", lambda: trainer.step(*images(0)))
+    trainer.optimizer.state = {}
+    trainer.step(*images(0))
+    update = [trainer.parameters.values, trainer.parameters.grads]
+    refused("lr is a schedule or an array", lambda: trainer.optimizer.update(*update, lr=0.1))
+    reader = language_model(np.random.default_rng(0)).to("cuda")
+    tokens = cuda.to_device(chunk(0)[0])
+    refused("Recurrent: take a step before", lambda: reader.forward(tokens, training=True))
+    trainer.loss = lambda y, labels: (float(losses.softmax_cross_entropy(y, labels)[0]), y)
+    refused("while a graph records; read results", lambda: trainer.step(*batch))
+    assert trainer.step_count == trainer.optimizer.steps == state[1]["step_count"] + 1
+    cuda.synchronize()
+
+
+def test_the_example_of_the_documentation(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "cuda.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(compile(code, "docs/cuda.md", "exec"), {})
+    assert re.fullmatch(r"33 \d\.\d+\n", capsys.readouterr().out)

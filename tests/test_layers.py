@@ -305,7 +305,8 @@ def test_gradients_are_added(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_first_gradient_is_written_where_it_is_kept(backend: str, rng: np.random.Generator) -> None:
     layer = L.Linear(30, 40, rng=rng)
-    kept = layer.grads["weight"]
+    kept = layer._grads["weight"]
+    kept.fill(np.nan)
     x = rng.standard_normal((5, 30)).astype(np.float32)
     dy = rng.standard_normal((5, 40)).astype(np.float32)
     with lec7.use_backend(backend):
@@ -336,6 +337,46 @@ def test_sequential_skips_gradients_nobody_needs(rng: np.random.Generator) -> No
     y, cache = network.forward(x)
     assert network.backward(y, cache) is not None
     assert asked[2:] == [True, True]
+
+
+def test_frozen_layers_cost_no_gradients(rng: np.random.Generator) -> None:
+    asked: list[set[str]] = []
+
+    class Spy(L.Linear):
+        def wanted(self, *names):
+            asked.append(set(super().wanted(*names)))
+            return super().wanted(*names)
+
+    network = L.Sequential(*(Spy(4, 4, rng=rng) for _ in range(4)))
+    parameters = L.Parameters(network, frozen=["0.", "1.", "3.", "2.bias"])
+    y, cache = network.forward(rng.standard_normal((3, 4)).astype(np.float32))
+    network.backward(y, cache, needs_dx=False)
+    assert asked == [{"dx"}, {"dweight", "dbias"}]  # nothing below the first that learns
+    assert [bool(grad.any()) for grad in network.grads.values()] == 4 * [False] + 2 * [True] + 2 * [False]
+    assert parameters.grads.any()
+
+
+def test_gradients_start_from_zero_again(rng: np.random.Generator) -> None:
+    shared = L.Linear(4, 4, rng=rng)
+    tied = L.Linear(4, 4, rng=rng)
+    tied.share_parameter("weight", shared)
+    network = L.Sequential(shared, L.Tanh(), tied, L.Linear(4, 4, rng=rng), shared)
+    x = rng.standard_normal((3, 4)).astype(np.float32)
+
+    def grads() -> dict[str, np.ndarray]:
+        y, cache = network.forward(x)
+        network.backward(y, cache)
+        return {name: grad.copy() for name, grad in network.grads.items()}
+
+    first = grads()
+    parameters = L.Parameters(network)
+    for _ in range(2):
+        for name, grad in grads().items():
+            np.testing.assert_array_equal(grad, first[name], err_msg=name)
+        parameters.zero_grads()
+    assert not parameters.grads.any()
+    parameters.zero_grads()
+    assert not any(grad.any() for grad in network.grads.values())
 
 
 def test_dropout_draws_another_mask_each_time_and_none_in_evaluation(rng: np.random.Generator) -> None:

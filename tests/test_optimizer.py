@@ -117,7 +117,7 @@ def test_adam_late_in_training_agrees(backend, rng):
 def test_global_norm_agrees(backend, rng):
     for shape in SHAPES:
         agrees("global_norm", backend, lambda ops, x: (ops.global_norm(x),), np.asarray(normal(rng, *shape)))
-    assert isinstance(backend.global_norm(normal(rng, 3)), float)
+    assert isinstance(_cpu.global_norm(normal(rng, 3)), float)
 
 
 def test_global_norm_accumulates_in_double(backend):
@@ -224,3 +224,52 @@ def test_update_rejects_parameters():
     rejects(TypeError, ("global_norm", "int32", (5,)), _cpu.global_norm, x.astype(np.int32))
     rejects(TypeError, ("scale_", "int32", (5,)), _cpu.scale_, x.astype(np.int32), 2.0)
     rejects(ValueError, ("scale_", (5,)), _cpu.scale_, np.zeros(10, np.float32)[::2], 2.0)
+
+
+# --- numbers that lie on a GPU ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "count", "options"), UPDATES, ids=str)
+def test_update_reads_numbers_on_the_device(name, count, options, device, rng):
+    """Those of the host give the same bits, whichever of them are there."""
+    arrays = [normal(rng, 1009), normal(rng, 1009), *(np.abs(normal(rng, 1009)) for _ in range(count))]
+    for step in (1, 3, 1000, 2_000_000_000):
+        numbers = {"lr": 0.0123, "grad_scale": 0.7, **({"step": step} if name == "adam" else {})}
+        results = []
+        for there in ((), ("lr",), ("grad_scale",), ("step",), tuple(numbers)):
+            given = {k: np.array(v) if k in there else v for k, v in numbers.items()}
+            copies = [a.copy() for a in arrays]
+            getattr(device, f"{name}_update_")(*copies, **{**options, **given})
+            results.append(np.concatenate(copies).tobytes())
+        assert len(set(results)) == 1
+
+
+def test_adam_on_the_device_knows_its_step(device, rng):
+    """The corrections of a late step, in double: float32 would lose them."""
+    arrays = [np.abs(normal(rng, 5)) for _ in range(4)]
+    for step in (1, 2, 10_000, 2**40):
+        expected, got = ([a.copy() for a in arrays] for _ in range(2))
+        reference.adam_update_(*expected, lr=0.1, step=step)
+        device.adam_update_(*got, lr=np.array(0.1), step=np.array(step))
+        np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
+
+
+def test_clip_scale_stays_on_the_device(cuda):
+    for norm, limit, scale in ((0.0, 1.0, 1.0), (2.0, 2.0, 1.0), (8.0, 2.0, 0.25), (np.inf, 1.0, 0.0)):
+        assert float(cuda._clip_scale(cuda.to_device(np.array(norm)), limit)) == scale
+    assert math.isnan(float(cuda._clip_scale(cuda.to_device(np.array(np.nan)), 1.0)))
+    with pytest.raises(TypeError, match="clip_scale"):
+        cuda._clip_scale(2.0, 1.0)
+
+
+def test_numbers_on_the_device_are_of_one_kind(cuda):
+    x = [cuda.to_device(np.zeros(3, np.float32)) for _ in range(4)]
+    for bad, error in (
+        ({"lr": np.float32(1)}, "lr must be float64 on a GPU; got dtype float32"),
+        ({"lr": np.zeros(1)}, r"lr is a number, or an array of shape \(\); lr = \(1,\)"),
+        ({"step": np.float64(1)}, "step must be int64 on a GPU; got dtype float64"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=f"adam_update_: {error}"):
+            cuda.adam_update_(*x, **{"lr": 0.1, "step": 1, **{k: cuda.to_device(v) for k, v in bad.items()}})
+    with pytest.raises(TypeError, match="adam_update_: lr is a number; got 'fast'"):
+        cuda.adam_update_(*x, lr="fast", step=1)

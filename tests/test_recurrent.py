@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from checking import agrees, check_gradients, honours_needs, normal, rejects, same_bits
+from checking import agrees, check_gradients, honours_needs, near_in_half, normal, rejects, rounded, same_bits
 from devices import DeviceOps
 
 from lec7 import _cpu, reference
@@ -342,3 +342,161 @@ def test_recurrent_refuses_saved_values_of_another_call(cell, backend, rng):
         with pytest.raises((ValueError, TypeError), match=cell):
             backward(hs, *ends, *arrays, hs, wrong)
     assert all(g is not None for g in backward(hs, *ends, *arrays, hs, saved))
+
+
+# --- storage in 16 bits -------------------------------------------------------------------------------------
+
+HALVES = ("float16", "bfloat16")
+
+
+def from_stored(cell, parameters, x, state, weights, hs, saved, lengths, reverse):
+    """The reference's steps in float64, each from the states that the backend stored before it.
+
+    Returns hs and what a step saves, as they should be; the record that the reference's backward reads, of
+    what was stored; and the last states.
+    """
+    steps = len(x)
+    forward, exact_hs = getattr(reference, f"{cell}_step_forward"), np.zeros(hs.shape)
+    exact_saved, record = [np.zeros(a.shape) for a in saved], [None] * steps
+    for t in reversed(range(steps)) if reverse else range(steps):
+        lives = (t < lengths)[:, None]
+        h, *_, exact = forward(np.where(lives, x[t], 0), *state, *weights, **parameters)
+        exact_hs[t] = np.where(lives, h, 0)
+        for values, value in zip(exact_saved, exact or (), strict=True):
+            values[t] = value
+        stored = tuple(a[t] for a in saved)
+        record[t] = (tuple(state), stored or None)
+        after = (hs[t], *(stored[1:] if cell == "lstm" else ()))
+        state = [np.where(lives, new, old) for new, old in zip(after, state, strict=True)]
+    return exact_hs, exact_saved, record, state
+
+
+def agrees_in_half(cell, parameters, ops, dtype, x, state, weights, dys, lengths=None, reverse=False):
+    """Every number of the forward is rounded once; a gradient is, and so are the dz it is summed from.
+
+    And those of later steps: a third rounding.
+    """
+    x, *arrays = (rounded(dtype, a) for a in (x, *state, *weights, *dys))
+    state, weights, dys = arrays[: len(state)], arrays[len(state) :][:3], arrays[len(state) + 3 :]
+    options = {**parameters, "lengths": lengths, "reverse": reverse}
+    name = f"{cell}, {dtype}, {x.shape}, {reverse=}, {ops._isa()}"
+    hs, *last, saved = getattr(ops, f"{cell}_forward")(x, *state, *weights, **options)
+    gradients = getattr(ops, f"{cell}_backward")(*dys, x, *state, *weights[:2], hs, saved, **options)
+
+    wide = [a.astype(np.float64) for a in (x, *state, *weights, *dys)]
+    x, *arrays = wide
+    state, weights, dys = arrays[: len(state)], arrays[len(state) :][:3], arrays[len(state) + 3 :]
+    hs, saved = hs.astype(np.float64), [a.astype(np.float64) for a in saved]
+    alive = np.full(x.shape[1], len(x)) if lengths is None else lengths
+    exact, exact_saved, record, ends = from_stored(
+        cell, parameters, x, state, weights, hs, saved, alive, reverse
+    )
+    near_in_half(f"{name}: hs", dtype, hs, exact)
+    lives = (np.arange(len(x))[:, None] < alive)[..., None]
+    for what, result, right in zip(("gates", "cells"), saved, exact_saved, strict=False):
+        near_in_half(f"{name}: {what}", dtype, np.where(lives, result, 0), np.where(lives, right, 0))
+    for what, result, right in zip("hc", last, ends, strict=False):
+        np.testing.assert_array_equal(result, right, err_msg=f"{name}: last {what}")
+    backward = getattr(reference, f"{cell}_backward")
+    exact = backward(*dys, x, *state, *weights[:2], hs, record, **options)
+    for what, result, right in zip(gradient_names(cell, "0"), gradients, exact, strict=True):
+        near_in_half(f"{name}: {what}", dtype, result, right, roundings=3)
+
+
+@pytest.mark.parametrize("stored", HALVES)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
+def test_half_sequences_agree(cell, parameters, stored, device, rng):
+    # Not a row of one unit alone: what its gradients are summed from may cancel.
+    for i, (t, n, d, h) in enumerate(((1, 9, 1, 1), *SHAPES[1:])):
+        x, state, weights = operands(rng, cell, t, n, d, h)
+        dys = [normal(rng, t, n, h), *(normal(rng, n, h) for _ in state)]
+        lengths = rng.integers(0, t + 1, n) if i % 2 else None
+        arrays = (x, state, weights, dys, lengths, i % 3 == 0)
+        agrees_in_half(cell, parameters, device.storing(stored), stored, *arrays)
+
+
+@pytest.mark.parametrize("stored", HALVES)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
+def test_half_step_is_a_sequence_of_one(cell, parameters, stored, device, rng):
+    x, state, weights = operands(rng, cell, 1, 5, 6, 19)
+    dstate = [normal(rng, *s.shape) for s in state]
+    ops = device.storing(stored)
+    one = step(cell, parameters)(ops, x[0], *state, *weights, *dstate)
+    hs, _, *rest = sequence(cell, parameters)(ops, x, None, *state, *weights, None, *dstate)
+    rest[states(cell) - 1] = rest[states(cell) - 1][0]  # dx
+    for a, b in zip(one, (hs[0], *rest), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("stored", HALVES)
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
+def test_long_half_recurrences_agree(cell, parameters, stored, device, rng):
+    # One kernel for all steps: several chunks of rows, all warps along the depth, more tiles of columns than
+    # a warp sums at once, more parts of the depth than it loads at once. Step by step: many rows, and (on the
+    # four multiprocessors of the host) where weight_h does not fit, in the last one.
+    wide = {"rnn": (256, 640), "lstm": (256, 257, 330), "gru": (256, 400)}[cell]
+    for t, n, d, h in ((3, 40, 5, 108), (3, 257, 2, 6), *((2, 3, 4, h) for h in wide)):
+        x, state, weights = operands(rng, cell, t, n, d, h)
+        dys = [normal(rng, t, n, h), *(normal(rng, n, h) for _ in state)]
+        reverse = bool(h % 4)
+        lengths = rng.integers(0, t + 1, n) if reverse else None
+        arrays = (x, state, weights, dys, lengths, reverse)
+        agrees_in_half(cell, parameters, device.storing(stored), stored, *arrays)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
+def test_half_padding_past_the_lengths_never_matters(cell, parameters, reverse, device, rng):
+    x, state, weights = operands(rng, cell, 5, 3, 4, 9)
+    lengths = np.array([2, 5, 0])
+    dead = (np.arange(5)[:, None] >= lengths)[..., None]
+    dhs, ends = normal(rng, 5, 3, 9), [normal(rng, 3, 9) for _ in state]
+    run, ops = sequence(cell, {**parameters, "reverse": reverse}), device.storing("bfloat16")
+    clean, dirty = (
+        run(ops, np.where(dead, filler, x), lengths, *state, *weights, np.where(dead, filler, dhs), *ends)
+        for filler in (np.float32(0), np.float32(np.nan))
+    )
+    for a, b in zip(clean, dirty, strict=True):
+        np.testing.assert_array_equal(b, a)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_half_recurrent_honours_needs(cell, device, rng):
+    x, state, (weight_x, weight_h, bias) = operands(rng, cell, 3, 5, 6, 7)
+    dhs, ends = normal(rng, 3, 5, 7), [normal(rng, 5, 7) for _ in state]
+
+    def backward(ops, needs, dys=(dhs, *ends)):
+        arrays = (x, *state, weight_x, weight_h)
+        hs, *_, saved = getattr(ops, f"{cell}_forward")(*arrays, bias)
+        return getattr(ops, f"{cell}_backward")(*dys, *arrays, hs, saved, needs=needs)
+
+    ops = device.storing("bfloat16")
+    honours_needs(ops, backward, gradient_names(cell, "0"))
+    for absent in range(1 + len(ends)):
+        some = [None if i == absent else dy for i, dy in enumerate((dhs, *ends))]
+        zero = [0 * dy if i == absent else dy for i, dy in enumerate((dhs, *ends))]
+        for a, b in zip(backward(ops, None, some), backward(ops, None, zero), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_half_states_may_lie_anywhere(cell, cuda, rng):
+    # 16 bytes at a time where rows begin at such, one number otherwise: the same sums.
+    x, state, weights = operands(rng, cell, 3, 5, 6, 40)
+    x, *state_and_weights = (cuda.to_device(a).astype("float16") for a in (x, *state, *weights))
+    h0 = state_and_weights[0].numpy()
+    shifted = cuda.to_device(np.append(np.zeros(1, np.float16), h0))[1:].reshape(*h0.shape)
+    forward = getattr(cuda, f"{cell}_forward")
+    straight = forward(x, *state_and_weights)[0].numpy()
+    np.testing.assert_array_equal(forward(x, shifted, *state_and_weights[1:])[0].numpy(), straight)
+
+
+@pytest.mark.parametrize("cell", GATES)
+def test_recurrent_refuses_mixed_dtypes(cell, cuda, rng):
+    x, state, weights = operands(rng, cell, 3, 2, 4, 5)
+    arrays = [cuda.to_device(a).astype("float16") for a in (x, *state, *weights)]
+    forward = getattr(cuda, f"{cell}_forward")
+    for i, array in enumerate((x, *state, *weights)):
+        for other in (cuda.to_device(array), cuda.to_device(array).astype("bfloat16")):
+            mixed = [other if j == i else a for j, a in enumerate(arrays)]
+            rejects(TypeError, (cell, "one dtype", "float16", other.dtype, array.shape), forward, *mixed)

@@ -202,6 +202,10 @@ Array new_array(DType dtype, const Shape& shape) {
   return Array(std::move(owner), block, dtype, shape);
 }
 
+const void* number_on_device(std::string_view, const char*, py::handle, DType) { return nullptr; }
+
+py::object number_of(const Array& scalar) { return scalar.object().attr("item")(); }
+
 Array new_scalar(DType dtype, double value) {
   const Array scalar = new_array(dtype, Shape{});
   with_float(dtype, [&]<class T> { *scalar.data<T>() = static_cast<T>(value); });

@@ -86,6 +86,8 @@ Array any_float_array(std::string_view op, const char* argument, py::handle valu
 Array optional_any_float_array(std::string_view op, const char* argument, py::handle value);
 // An array to be changed in place: contiguous, writeable, never copied.
 Array inout_array(std::string_view op, const char* argument, py::handle value);
+// Where a number is that lies on the GPU, as an array of shape () of this dtype; null: the host has it.
+const void* number_on_device(std::string_view op, const char* argument, py::handle value, DType dtype);
 // Do the bounds of two arrays in memory overlap? (Either may be any array-like: a copy overlaps nothing.)
 bool may_share_memory(py::handle a, py::handle b);
 
@@ -112,6 +114,8 @@ inline DType common_dtype(std::string_view op, std::initializer_list<NamedArray>
 Array new_array(DType dtype, const Shape& shape);
 // A result of shape () with this value.
 Array new_scalar(DType dtype, double value);
+// A result of shape () as its user gets it: a Python number, or, on a GPU, the array.
+py::object number_of(const Array& scalar);
 
 // Calls body<T>() for float32 or float64; on CUDA for float32 alone.
 template <class Body>

@@ -23,13 +23,14 @@ Update update_of(std::string_view op, std::initializer_list<NamedArray> arrays) 
   return {dtype, update_shape(op, std::span<const Named>(named, count))};
 }
 
-void sgd_update(py::handle params_, py::handle grads_, py::handle momentum_buffer_, double lr, double momentum,
-                bool nesterov, double weight_decay, double grad_scale) {
+void sgd_update(py::handle params_, py::handle grads_, py::handle momentum_buffer_, py::handle lr, double momentum,
+                bool nesterov, double weight_decay, py::handle grad_scale) {
   constexpr std::string_view op = "sgd_update_";
   const Array params = inout_array(op, "params", params_), grads = float_array(op, "grads", grads_);
   const Array buffer = momentum_buffer_.is_none() ? Array() : inout_array(op, "momentum_buffer", momentum_buffer_);
   const auto [dtype, n] = update_of(op, {{"params", params}, {"grads", grads}, {"momentum_buffer", buffer}});
-  const Sgd sgd{lr, momentum, nesterov, weight_decay, grad_scale};
+  const Sgd sgd{parse_number(op, "lr", lr), momentum, nesterov, weight_decay,
+                parse_number(op, "grad_scale", grad_scale)};
   check(sgd, buffer.given());
   with_float(dtype, [&, n = n]<class T> {
     const py::gil_scoped_release unlocked;
@@ -37,13 +38,14 @@ void sgd_update(py::handle params_, py::handle grads_, py::handle momentum_buffe
   });
 }
 
-void rmsprop_update(py::handle params_, py::handle grads_, py::handle square_average_, double lr, double decay,
-                    double eps, double weight_decay, double grad_scale) {
+void rmsprop_update(py::handle params_, py::handle grads_, py::handle square_average_, py::handle lr, double decay,
+                    double eps, double weight_decay, py::handle grad_scale) {
   constexpr std::string_view op = "rmsprop_update_";
   const Array params = inout_array(op, "params", params_), grads = float_array(op, "grads", grads_);
   const Array average = inout_array(op, "square_average", square_average_);
   const auto [dtype, n] = update_of(op, {{"params", params}, {"grads", grads}, {"square_average", average}});
-  const RmsProp rmsprop{lr, decay, eps, weight_decay, grad_scale};
+  const RmsProp rmsprop{parse_number(op, "lr", lr), decay, eps, weight_decay,
+                        parse_number(op, "grad_scale", grad_scale)};
   check(rmsprop);
   with_float(dtype, [&, n = n]<class T> {
     const py::gil_scoped_release unlocked;
@@ -51,14 +53,26 @@ void rmsprop_update(py::handle params_, py::handle grads_, py::handle square_ave
   });
 }
 
-void adam_update(py::handle params_, py::handle grads_, py::handle mean_, py::handle variance_, double lr,
+Number<Index> parse_step(std::string_view op, py::handle step) {
+  if (const void* at = number_on_device(op, "step", step, DType::int64)) return {1, static_cast<const Index*>(at)};
+  return parse_integer(op, "step", step);
+}
+
+void adam_update(py::handle params_, py::handle grads_, py::handle mean_, py::handle variance_, py::handle lr,
                  py::handle step, double beta1, double beta2, double eps, double weight_decay, bool decoupled,
-                 double grad_scale) {
+                 py::handle grad_scale) {
   constexpr std::string_view op = "adam_update_";
   const Array params = inout_array(op, "params", params_), grads = float_array(op, "grads", grads_);
   const Array mean = inout_array(op, "mean", mean_), variance = inout_array(op, "variance", variance_);
   const auto [dtype, n] = update_of(op, {{"params", params}, {"grads", grads}, {"mean", mean}, {"variance", variance}});
-  const Adam adam{lr, parse_integer(op, "step", step), beta1, beta2, eps, weight_decay, decoupled, grad_scale};
+  const Adam adam{parse_number(op, "lr", lr),
+                  parse_step(op, step),
+                  beta1,
+                  beta2,
+                  eps,
+                  weight_decay,
+                  decoupled,
+                  parse_number(op, "grad_scale", grad_scale)};
   check(adam);
   with_float(dtype, [&, n = n]<class T> {
     const py::gil_scoped_release unlocked;
@@ -67,14 +81,14 @@ void adam_update(py::handle params_, py::handle grads_, py::handle mean_, py::ha
   });
 }
 
-double global_norm(py::handle grads_) {
+py::object global_norm(py::handle grads_) {
   const Array grads = float_array("global_norm", "grads", grads_);
-  double norm = 0;
+  const Array norm = new_array(DType::float64, Shape{});
   with_float(grads.dtype(), [&]<class T> {
     const py::gil_scoped_release unlocked;
-    norm = LEC7_PICK(global_norm<T>)(grads.shape().size(), grads.data<T>());
+    LEC7_PICK(global_norm<T>)(grads.shape().size(), grads.data<T>(), norm.data<double>());
   });
-  return norm;
+  return number_of(norm);
 }
 
 void scale(py::handle x_, double factor) {

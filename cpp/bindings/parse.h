@@ -7,6 +7,7 @@
 
 #include "arrays.h"
 #include "lec7/indices.h"
+#include "lec7/number.h"
 
 namespace lec7::bindings {
 
@@ -40,6 +41,17 @@ inline Index parse_integer(std::string_view op, const char* argument, py::handle
 inline std::optional<Index> parse_optional_integer(std::string_view op, const char* argument, py::handle value) {
   if (value.is_none()) return std::nullopt;
   return parse_integer(op, argument, value);
+}
+
+// A number, or where it is on the GPU.
+inline Number<double> parse_number(std::string_view op, const char* argument, py::handle value) {
+  if (const void* at = number_on_device(op, argument, value, DType::float64)) {
+    return {0, static_cast<const double*>(at)};
+  }
+  const double number = PyFloat_AsDouble(value.ptr());
+  if (PyErr_Occurred() == nullptr) return number;
+  PyErr_Clear();
+  refuse(op, argument, value, "a number");
 }
 
 inline Indices indices_of(const Array& array) {

@@ -31,11 +31,12 @@ py::tuple saved_tuple(Cell cell, const Array& gates, const Array& cells) {
 // All results: (h[, c], saved) of a step, (hs, h_T[, c_T], saved) of a sequence.
 py::tuple forward(std::string_view op, Cell cell, bool step, py::handle x_, py::handle h0_, py::handle c0_,
                   py::handle weight_x_, py::handle weight_h_, py::handle bias_, py::handle lengths_, bool reverse) {
-  const Array x = float_array(op, "x", x_), h0 = float_array(op, step ? "h" : "h0", h0_);
+  const Array x = any_float_array(op, "x", x_), h0 = any_float_array(op, step ? "h" : "h0", h0_);
   const bool lstm = cell == Cell::lstm;
-  const Array c0 = lstm ? float_array(op, step ? "c" : "c0", c0_) : Array();
-  const Array weight_x = float_array(op, "weight_x", weight_x_), weight_h = float_array(op, "weight_h", weight_h_);
-  const Array bias = float_array(op, "bias", bias_);
+  const Array c0 = lstm ? any_float_array(op, step ? "c" : "c0", c0_) : Array();
+  const Array weight_x = any_float_array(op, "weight_x", weight_x_),
+              weight_h = any_float_array(op, "weight_h", weight_h_);
+  const Array bias = any_float_array(op, "bias", bias_);
   const DType dtype = common_dtype(
       op, {{"x", x}, {"h", h0}, {"c", c0}, {"weight_x", weight_x}, {"weight_h", weight_h}, {"bias", bias}});
   const RecurrentShape shape = recurrent_shape(op, cell, step,
@@ -52,7 +53,7 @@ py::tuple forward(std::string_view op, Cell cell, bool step, py::handle x_, py::
   const Array h_last = new_array_if(!step, dtype, state), c_last = new_array_if(lstm, dtype, state);
   const Array gates = new_array_if(gated, dtype, shape.saved_gates());
   const Array cells = new_array_if(gated, dtype, shape.saved_cells());
-  with_float(dtype, [&]<class T> {
+  with_any_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(recurrent_forward<T>)
     (shape, RecurrentForward<T>{x.data<T>(), h0.data<T>(), c0.data<T>(), weight_x.data<T>(), weight_h.data<T>(),
@@ -70,21 +71,22 @@ py::tuple backward(std::string_view op, Cell cell, bool step, py::handle dhs_, p
                    py::handle x_, py::handle h0_, py::handle c0_, py::handle weight_x_, py::handle weight_h_,
                    py::handle hs_, py::handle saved_, py::handle lengths_, bool reverse, py::handle needs_) {
   const bool lstm = cell == Cell::lstm;
-  const Array dhs = optional_float_array(op, step ? "dh_next" : "dhs", dhs_);
-  const Array dh_last = optional_float_array(op, "dh_T", dh_last_);
-  const Array dc_last = optional_float_array(op, step ? "dc_next" : "dc_T", dc_last_);
-  const Array x = float_array(op, "x", x_), h0 = float_array(op, step ? "h" : "h0", h0_);
-  const Array c0 = lstm ? float_array(op, step ? "c" : "c0", c0_) : Array();
-  const Array weight_x = float_array(op, "weight_x", weight_x_), weight_h = float_array(op, "weight_h", weight_h_);
-  const Array hs = float_array(op, step ? "h_next" : "hs", hs_);
+  const Array dhs = optional_any_float_array(op, step ? "dh_next" : "dhs", dhs_);
+  const Array dh_last = optional_any_float_array(op, "dh_T", dh_last_);
+  const Array dc_last = optional_any_float_array(op, step ? "dc_next" : "dc_T", dc_last_);
+  const Array x = any_float_array(op, "x", x_), h0 = any_float_array(op, step ? "h" : "h0", h0_);
+  const Array c0 = lstm ? any_float_array(op, step ? "c" : "c0", c0_) : Array();
+  const Array weight_x = any_float_array(op, "weight_x", weight_x_),
+              weight_h = any_float_array(op, "weight_h", weight_h_);
+  const Array hs = any_float_array(op, step ? "h_next" : "hs", hs_);
   const bool gated = gate_count(cell) > 1;
   if (!py::isinstance<py::tuple>(saved_) || py::len(saved_) != (gated ? 2u : 0u)) {
     throw py::type_error(std::string(op) + ": saved is what this backend's forward returned, a tuple of " +
                          (gated ? "2 arrays" : "no arrays"));
   }
   const auto saved = py::reinterpret_borrow<py::tuple>(saved_);
-  const Array gates = gated ? float_array(op, "saved gates", saved[0]) : Array();
-  const Array cells = gated ? float_array(op, "saved cells", saved[1]) : Array();
+  const Array gates = gated ? any_float_array(op, "saved gates", saved[0]) : Array();
+  const Array cells = gated ? any_float_array(op, "saved cells", saved[1]) : Array();
   const DType dtype = common_dtype(op, {{"x", x},
                                         {"dhs", dhs},
                                         {"dh_T", dh_last},
@@ -125,7 +127,7 @@ py::tuple backward(std::string_view op, Cell cell, bool step, py::handle dhs_, p
   const Array dweight_h = gradient_array(needs[2], dtype, weight_h.shape());
   const Array dbias = gradient_array(needs[3], dtype, Shape{shape.gates()});
   const Array dh0 = gradient_array(needs[4], dtype, h0.shape()), dc0 = gradient_array(needs[5], dtype, h0.shape());
-  with_float(dtype, [&]<class T> {
+  with_any_float(dtype, [&]<class T> {
     const py::gil_scoped_release unlocked;
     LEC7_PICK(recurrent_backward<T>)
     (shape,

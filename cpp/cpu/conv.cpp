@@ -19,6 +19,7 @@
 #include "column_sum.h"
 #include "depthwise.h"
 #include "direct.h"
+#include "planar.h"
 #include "space_to_depth.h"
 #include "winograd.h"
 
@@ -46,7 +47,9 @@ void convolve(const Convolution& c, const T* x, const Filters<T>& filters, const
     const Winograd method = winograd_method(c);
     if (method != Winograd::none) return winograd_convolve(method, c, x, filters, bias, activation, y);
   }
-  if (is_pointwise(c)) {
+  if (planar_pays<T>(c)) {
+    convolve_planar(c, x, filters, bias, activation, y);
+  } else if (is_pointwise(c)) {
     gemm<T>(c.positions(), c.filters, c.channels, {x, c.channels}, {filters.data, filters.columns, filters.transposed},
             y, c.filters, bias, activation);
   } else if (is_depthwise(c)) {
@@ -161,7 +164,8 @@ void input_gradient(const ConvShape& s, const T* dy, const T* weight, T* dx) {
   if (s.batch == 0) return;
   const bool by_winograd =
       std::is_same_v<T, float> && winograd_method(gradient_convolution(s, weight, {}).first) != Winograd::none;
-  if (s.groups == 1 && s.channels < W<T> && s.taps() > 1 && !by_winograd) {
+  const bool planar = planar_pays<T>(gradient_convolution(s, weight, {}).first);
+  if (s.groups == 1 && s.channels < W<T> && s.taps() > 1 && !by_winograd && !planar) {
     return input_gradient_of_few_channels(s, dy, weight, dx);
   }
   const Windows& w = s.windows;
@@ -202,7 +206,8 @@ void weight_gradient(const ConvShape& s, const T* dy, const T* x, T* dweight) {
     const Winograd method = winograd_method(c);
     if (method != Winograd::none) return winograd_weight_gradient(method, c, s.flip, dy, x, dweight);
   }
-  if (is_depthwise(c)) depthwise_weight_gradient(c, s.flip, dy, x, dweight);
+  if (planar_pays<T>(c)) planar_weight_gradient(c, s.flip, dy, x, dweight);
+  else if (is_depthwise(c)) depthwise_weight_gradient(c, s.flip, dy, x, dweight);
   else direct_weight_gradient(c, s.flip, dy, x, dweight);
 }
 

@@ -2,11 +2,11 @@
 //
 //   tile      6 x 4 vectors in registers, B from packed panels                  (tile.h)
 //   k blocks  a panel of B is kKBlock x 64 numbers and streams from L2
-//   few rows  m <= 512: a task takes a strip of panels of B and packs its next rows during the products
-//   many rows B is packed once by all threads; a task is a block of rows times a group of panels
-//   skinny    m <= 12 (6 where B is big) reads each number of B once or twice and does not pack it; one row streams B
-//   gradient  x^T dz of a sequence: many rows, summed block by block into a C that stays in L2
-//   dot       few rows and B transposed: the sums run along the vectors
+//   few rows  m <= 255 (95 of one panel): a task takes a strip of panels of B and packs its next rows during the
+//   products many rows B is packed once by all threads; a task is a block of rows times a group of panels skinny    m
+//   <= 12 (6 where B is big) reads each number of B once or twice and does not pack it; one row streams B gradient  x^T
+//   dz of a sequence: many rows, summed block by block into a C that stays in L2 dot       few rows and B transposed:
+//   the sums run along the vectors
 #include "gemm.h"
 
 #include <algorithm>
@@ -23,7 +23,8 @@ constexpr Index kSkinnyRows = 6;           // rows that one tile holds: B is rea
 constexpr Index kSkinnySmallRows = 12;     // twice, where B is small enough to come from a cache the second time
 constexpr Index kSkinnyNumbers = 1 << 21;  // numbers of such a B
 constexpr Index kDotRows = 4;
-constexpr Index kFewRows = 512;
+constexpr Index kFewRows = 255;
+constexpr Index kOneStripRows = 95;        // where all columns are one strip, which one thread takes
 constexpr Index kStripBlock = 160;         // rows of a block of B there
 constexpr Index kPackRows = 16;            // rows of B that a task packs
 constexpr Index kRowBlock = 120;           // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
@@ -269,7 +270,7 @@ template <class T>
 void gemm_few_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc, const T* bias,
                    Activation activation, Index threads) {
   const Index panels = PackedB<T>::panels(n);
-  const Index across = std::clamp<Index>(panels / 8, 1, m > kFewRows / 2 ? 4 : 8);
+  const Index across = std::clamp<Index>(panels / 8, 1, 8);
   const Index strips = (panels + across - 1) / across;
   const Index blocks = (k + kStripBlock - 1) / kStripBlock;
   const Index block = (k + blocks - 1) / blocks;
@@ -474,7 +475,8 @@ void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc
       });
       a = {copy.data(), ld_copy, a.transposed};
     }
-    if (m <= kFewRows) gemm_few_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
+    if (m <= (n <= kPanel<T> ? kOneStripRows : kFewRows))
+      gemm_few_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
     else gemm_many_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
   }
 }

@@ -39,8 +39,8 @@ LEC7_INLINE Vec<T> square_root(Vec<T> x) {
 
 template <class T>
 void sgd_update(const Sgd& o, Index n, T* params, const T* grads, T* momentum_buffer) {
-  const T lr = static_cast<T>(o.lr), momentum = static_cast<T>(o.momentum);
-  const T decay = static_cast<T>(o.weight_decay), scale = static_cast<T>(o.grad_scale);
+  const T lr = static_cast<T>(o.lr.value), momentum = static_cast<T>(o.momentum);
+  const T decay = static_cast<T>(o.weight_decay), scale = static_cast<T>(o.grad_scale.value);
   const auto update = [&]<bool has_buffer, bool nesterov> {
     for_parameters<T>(n, [=](Index i, auto lanes) LEC7_LAMBDA_INLINE {
       const Vec<T> p = load_lanes(params + i, lanes);
@@ -60,9 +60,9 @@ void sgd_update(const Sgd& o, Index n, T* params, const T* grads, T* momentum_bu
 
 template <class T>
 void rmsprop_update(const RmsProp& o, Index n, T* params, const T* grads, T* square_average) {
-  const T lr = static_cast<T>(o.lr), eps = static_cast<T>(o.eps);
+  const T lr = static_cast<T>(o.lr.value), eps = static_cast<T>(o.eps);
   const T keep = static_cast<T>(o.decay), take = static_cast<T>(1 - o.decay);
-  const T decay = static_cast<T>(o.weight_decay), scale = static_cast<T>(o.grad_scale);
+  const T decay = static_cast<T>(o.weight_decay), scale = static_cast<T>(o.grad_scale.value);
   for_parameters<T>(n, [=](Index i, auto lanes) LEC7_LAMBDA_INLINE {
     const Vec<T> p = load_lanes(params + i, lanes);
     const Vec<T> g = scale * load_lanes(grads + i, lanes) + decay * p;
@@ -75,14 +75,14 @@ void rmsprop_update(const RmsProp& o, Index n, T* params, const T* grads, T* squ
 template <class T>
 void adam_update(const Adam& o, Index n, T* params, const T* grads, T* mean, T* variance) {
   // lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) with the corrections moved to constants.
-  const double steps = static_cast<double>(o.step);
-  const T lr = static_cast<T>(o.lr / (1 - std::pow(o.beta1, steps)));
+  const double steps = static_cast<double>(o.step.value);
+  const T lr = static_cast<T>(o.lr.value / (1 - std::pow(o.beta1, steps)));
   const T correct = static_cast<T>(1 / std::sqrt(1 - std::pow(o.beta2, steps)));
   const T keep1 = static_cast<T>(o.beta1), take1 = static_cast<T>(1 - o.beta1);
   const T keep2 = static_cast<T>(o.beta2), take2 = static_cast<T>(1 - o.beta2);
-  const T eps = static_cast<T>(o.eps), scale = static_cast<T>(o.grad_scale);
+  const T eps = static_cast<T>(o.eps), scale = static_cast<T>(o.grad_scale.value);
   const T decay = static_cast<T>(o.decoupled ? 0 : o.weight_decay);
-  const T shrink = static_cast<T>(o.decoupled ? 1 - o.lr * o.weight_decay : 1);
+  const T shrink = static_cast<T>(o.decoupled ? 1 - o.lr.value * o.weight_decay : 1);
   for_parameters<T>(n, [=](Index i, auto lanes) LEC7_LAMBDA_INLINE {
     const Vec<T> p = load_lanes(params + i, lanes);
     const Vec<T> g = scale * load_lanes(grads + i, lanes) + decay * p;
@@ -95,7 +95,7 @@ void adam_update(const Adam& o, Index n, T* params, const T* grads, T* mean, T* 
 }
 
 template <class T>
-double global_norm(Index n, const T* x) {
+void global_norm(Index n, const T* x, double* norm) {
   const Index ranges = (n + kGrain - 1) / kGrain;
   memory::Buffer<double> partial(ranges);
   parallel_ranges(n, kGrain, [&](Index begin, Index end) {
@@ -110,7 +110,7 @@ double global_norm(Index n, const T* x) {
   });
   double total = 0;
   for (Index i = 0; i < ranges; ++i) total += partial[i];
-  return std::sqrt(total);
+  *norm = std::sqrt(total);
 }
 
 template <class T>
@@ -124,7 +124,7 @@ void scale(Index n, T* x, double factor) {
   template void sgd_update(const Sgd&, Index, T*, const T*, T*);         \
   template void rmsprop_update(const RmsProp&, Index, T*, const T*, T*); \
   template void adam_update(const Adam&, Index, T*, const T*, T*, T*);   \
-  template double global_norm(Index, const T*);                          \
+  template void global_norm(Index, const T*, double*);                   \
   template void scale(Index, T*, double);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)

@@ -71,8 +71,9 @@ struct Cells {
   }
 };
 
-// Calls body(n, o, cells) on every window: image n, output cell o.
-template <class Body>
+// Calls body(n, o, cells, count) on every window: image n, output cell o. `count` is 1, or `together` where as many
+// neighbours on a row meet x with the same taps.
+template <int together = 1, class Body>
 LEC7_INLINE void for_windows(const PoolShape& s, Body&& body) {
   const Window &wd = s.windows[0], &wh = s.windows[1], &ww = s.windows[2];
   memory::Buffer<Range> taps(ww.out);  // the divisions in them once, not once a row
@@ -81,10 +82,19 @@ LEC7_INLINE void for_windows(const PoolShape& s, Body&& body) {
   for (const Window& w : s.windows) work = std::min(kGrain, work) * std::min(w.kernel, w.in);
   for_image_rows(s.x.batch, wd.out, wh.out, work, [&](Index n, Index d, Index h) {
     Cells cells{s, wd.taps(d), wh.taps(h), {}, wd.origin(d), wh.origin(h), 0};
-    for (Index w = 0; w < ww.out; ++w) {
+    for (Index w = 0; w < ww.out;) {
       cells.w = taps[w];
       cells.w0 = ww.origin(w);
-      body(n, (d * wh.out + h) * ww.out + w, cells);
+      const Index o = (d * wh.out + h) * ww.out + w;
+      // Taps at both ends alike are so between them.
+      const Index last = w + together - 1;
+      if (together > 1 && last < ww.out && taps[w].begin == taps[last].begin && taps[w].end == taps[last].end) {
+        body(n, o, cells, std::integral_constant<int, together>{});
+        w += together;
+      } else {
+        body(n, o, cells, std::integral_constant<int, 1>{});
+        ++w;
+      }
     }
   });
 }
@@ -121,7 +131,7 @@ struct Winner {
 template <class T>
 LEC7_INLINE void store_int32(std::int32_t* p, Vec<Bits<T>> v, Index n) {
   if constexpr (sizeof(T) == 4) {
-    std::memcpy(p, &v, static_cast<std::size_t>(n) * 4);
+    store_first(reinterpret_cast<float*>(p), (Vec<float>)v, n);
   } else {
     for (Index i = 0; i < n; ++i) p[i] = static_cast<std::int32_t>(v[i]);
   }
@@ -150,17 +160,19 @@ void fill_scales(const PoolShape& s, Average average, T* scales) {
   }
 }
 
-}  // namespace
-
-template <class T>
-void max_pool_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax) {
+// `together`: neighbouring windows, or groups of channels, that are looked at together, to hide the latency of a chain
+// over the window's cells.
+template <class T, int together>
+void max_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax) {
   constexpr T lowest = -std::numeric_limits<T>::infinity();
-  for_windows(s, [&](Index n, Index o, const Cells& cells) LEC7_LAMBDA_INLINE {
-    const T* const image = x + n * s.cells_in() * s.x.channels;
-    const Index out = (n * s.cells_out() + o) * s.x.channels;
+  const Index channels = s.x.channels, step = s.windows[2].stride;
+  for_windows<together>(s, [&](Index n, Index o, const Cells& cells, auto windows) LEC7_LAMBDA_INLINE {
+    const T* const image = x + n * s.cells_in() * channels;
+    const Index out = (n * s.cells_out() + o) * channels;
     const auto first = broadcast(static_cast<Bits<T>>(cells.empty() ? -1 : cells.first()));
-    for_channels<T>(s.x.channels, [&](Index c, auto vectors, auto lanes) LEC7_LAMBDA_INLINE {
-      constexpr int kVectors = vectors;
+    for_channels<T>(channels, [&](Index c, auto groups, auto lanes) LEC7_LAMBDA_INLINE {
+      constexpr int kVectors = std::max<int>(windows, groups);
+      const Index apart = windows > 1 ? step * channels : W<T>, out_apart = windows > 1 ? channels : W<T>;
       Winner<T> winners[kVectors];
       LEC7_UNROLL
       for (int v = 0; v < kVectors; ++v) winners[v] = {broadcast(lowest), first};
@@ -168,16 +180,26 @@ void max_pool_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax
         const auto index = broadcast(static_cast<Bits<T>>(cell));
         LEC7_UNROLL
         for (int v = 0; v < kVectors; ++v) {
-          winners[v].challenge(load_lanes(image + cell * s.x.channels + c + v * W<T>, lanes), index);
+          winners[v].challenge(load_lanes(image + cell * channels + c + v * apart, lanes), index);
         }
       });
       LEC7_UNROLL
       for (int v = 0; v < kVectors; ++v) {
-        store_lanes(y + out + c + v * W<T>, winners[v].value, lanes);
-        store_int32<T>(argmax + out + c + v * W<T>, winners[v].index, lanes);
+        const auto index =
+            windows > 1 && !cells.empty() ? winners[v].index + static_cast<Bits<T>>(v * step) : winners[v].index;
+        store_lanes(y + out + c + v * out_apart, winners[v].value, lanes);
+        store_int32<T>(argmax + out + c + v * out_apart, index, lanes);
       }
     });
   });
+}
+
+}  // namespace
+
+template <class T>
+void max_pool_forward(const PoolShape& s, const T* x, T* y, std::int32_t* argmax) {
+  if (s.x.channels <= W<T>) max_forward<T, 4>(s, x, y, argmax);
+  else max_forward<T, 1>(s, x, y, argmax);
 }
 
 namespace {
@@ -274,7 +296,7 @@ template <class T>
 void sum_pool_forward(const PoolShape& s, Average average, const T* x, T* y) {
   memory::Buffer<T> scales(s.cells_out());
   fill_scales(s, average, scales.data());
-  for_windows(s, [&](Index n, Index o, const Cells& cells) LEC7_LAMBDA_INLINE {
+  for_windows(s, [&](Index n, Index o, const Cells& cells, auto) LEC7_LAMBDA_INLINE {
     const T* const image = x + n * s.cells_in() * s.x.channels;
     T* const out = y + (n * s.cells_out() + o) * s.x.channels;
     for_channels<T>(s.x.channels, [&](Index c, auto vectors, auto lanes) LEC7_LAMBDA_INLINE {

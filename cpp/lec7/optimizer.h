@@ -9,28 +9,33 @@
 
 #include "lec7/array.h"
 #include "lec7/isa.h"
+#include "lec7/number.h"
 
 namespace lec7 {
 
 struct Sgd {
-  double lr, momentum;
+  Number<double> lr;
+  double momentum;
   bool nesterov;
-  double weight_decay, grad_scale;
+  double weight_decay;
+  Number<double> grad_scale;
 };
 
 struct RmsProp {
-  double lr, decay, eps, weight_decay, grad_scale;
+  Number<double> lr;
+  double decay, eps, weight_decay;
+  Number<double> grad_scale;
 };
 
 struct Adam {
-  double lr;
-  Index step;  // 1 at the first update
+  Number<double> lr;
+  Number<Index> step;  // 1 at the first update
   double beta1, beta2, eps, weight_decay;
   bool decoupled;
-  double grad_scale;
+  Number<double> grad_scale;
 };
 
-// Refuse numbers for which the formula has no meaning.
+// Refuse numbers for which the formula has no meaning, as far as the host knows them.
 void check(const Sgd& sgd, bool has_buffer);
 void check(const RmsProp& rmsprop);
 void check(const Adam& adam);
@@ -47,6 +52,6 @@ LEC7_KERNELS(
     void rmsprop_update(const RmsProp& rmsprop, Index n, T* params, const T* grads, T* square_average);
     template <class T> void adam_update(const Adam& adam, Index n, T* params, const T* grads, T* mean, T* variance);
 
-    // sqrt(sum of x^2), summed in float64.
-    template <class T> double global_norm(Index n, const T* x);
+    // norm = sqrt(sum of x^2), summed in float64.
+    template <class T> void global_norm(Index n, const T* x, double* norm);
     template <class T> void scale(Index n, T* x, double factor);)

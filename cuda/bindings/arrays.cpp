@@ -7,6 +7,7 @@
 
 #include "../arrays.h"
 #include "device_array.h"
+#include "stream.h"
 
 namespace lec7::bindings {
 namespace {
@@ -28,6 +29,7 @@ Array input(std::string_view op, const char* argument, py::handle value, std::in
              ", the current device is cuda:" + std::to_string(cuda::current_device()),
          {{argument, array.shape}});
   }
+  keep_for_replays(array.block);
   for (const DType dtype : accepted) {
     if (dtype == array.dtype) {
       return Array(py::reinterpret_borrow<py::object>(value), array.data, array.dtype, array.shape);
@@ -84,6 +86,17 @@ Array host_integer_array(std::string_view op, const char* argument, py::handle v
   void* const data = const_cast<void*>(array.data());
   return Array(array, data, array.itemsize() == 8 ? DType::int64 : DType::int32, shape);
 }
+
+const void* number_on_device(std::string_view op, const char* argument, py::handle value, DType dtype) {
+  if (!py::isinstance<DeviceArray>(value)) return nullptr;
+  const Array number = input(op, argument, value, {dtype}, name_of(dtype));
+  if (number.shape().rank() != 0) {
+    fail(op, std::string(argument) + " is a number, or an array of shape ()", {{argument, number.shape()}});
+  }
+  return number.data<void>();
+}
+
+py::object number_of(const Array& scalar) { return scalar.object(); }
 
 bool may_share_memory(py::handle a, py::handle b) {
   if (!py::isinstance<DeviceArray>(a) || !py::isinstance<DeviceArray>(b)) return false;

@@ -3,6 +3,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -21,6 +22,9 @@ struct CUgraph_st {
 struct CUgraphExec_st {
   Work work;
 };
+struct CUevent_st {
+  std::chrono::steady_clock::time_point time;
+};
 struct CUstream_st {
   std::unique_ptr<CUgraph_st> recording;
 };
@@ -30,12 +34,13 @@ namespace {
 
 constexpr std::size_t kMemory = std::size_t{1} << 30;
 constexpr int kMultiprocessors = 4;
+constexpr int kClock = 1'000'000, kMemoryClock = 1'000'000, kBusWidth = 128;  // kHz, kHz, bits
 constexpr std::size_t kMostShared = std::size_t{227} << 10;
 constexpr std::size_t kAligned = 256;
 constexpr int kUnwritten = 0xff;
 
 std::mutex mutex;
-std::size_t used = 0;
+std::size_t used = 0, most_used = 0;
 
 // Memory of the device: NaN where nothing was written, and with a margin behind it that nobody writes to.
 class Memory {
@@ -49,6 +54,7 @@ class Memory {
     poison(data_ + bytes_, whole_ - bytes_);
     const std::lock_guard lock(mutex);
     used += bytes_;
+    most_used = std::max(most_used, used);
   }
   ~Memory() {
     if (data_ == nullptr) return;
@@ -136,8 +142,17 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
     case cudaDevAttrMultiProcessorCount: *value = kMultiprocessors; break;
     case cudaDevAttrComputeCapabilityMajor: *value = 8; break;
     case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
+    case cudaDevAttrClockRate: *value = kClock; break;
+    case cudaDevAttrMemoryClockRate: *value = kMemoryClock; break;
+    case cudaDevAttrGlobalMemoryBusWidth: *value = kBusWidth; break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = static_cast<int>(kMostShared); break;
   }
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+  if (device != 0) return cudaErrorInvalidDevice;
+  *properties = {"the host in a GPU's place"};
   return cudaSuccess;
 }
 
@@ -152,6 +167,16 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return *
 cudaError_t cudaStreamDestroy(cudaStream_t stream) { return delete stream, cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   return recorded(stream) ? cudaErrorStreamCaptureUnsupported : cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return *event = new CUevent_st, cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete event, cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+  return event->time = std::chrono::steady_clock::now(), cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t stop) {
+  *milliseconds = std::chrono::duration<float, std::milli>(stop->time - start->time).count();
+  return cudaSuccess;
 }
 
 // Memory that is allocated or freed while a graph is recorded lives as long as the graph, which clears it whenever it
@@ -234,10 +259,19 @@ cudaError_t cudaDeviceGetDefaultMemPool(cudaMemPool_t* pool, int device) {
   *pool = nullptr;
   return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
 }
-cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
+cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, void*) {
+  const std::lock_guard lock(mutex);
+  if (attribute == cudaMemPoolAttrUsedMemHigh) most_used = used;
+  return cudaSuccess;
+}
 cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, void* value) {
   const std::lock_guard lock(mutex);
-  *static_cast<std::uint64_t*>(value) = attribute == cudaMemPoolAttrReleaseThreshold ? 0 : used;
+  auto& bytes = *static_cast<std::uint64_t*>(value);
+  switch (attribute) {
+    case cudaMemPoolAttrReleaseThreshold: bytes = 0; break;
+    case cudaMemPoolAttrUsedMemHigh: bytes = most_used; break;
+    default: bytes = used;
+  }
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return cudaSuccess; }

@@ -26,11 +26,16 @@ _COMPILED = (
     "Graph",
     "Stream",
     "allow_tf32",
+    "compute_capability",
+    "current_device",
     "device_count",
+    "device_info",
     "empty_cache",
     "from_dlpack",
     "get_conv_algorithm",
     "memory_info",
+    "recording",
+    "reset_peak_memory",
     "set_allow_tf32",
     "set_conv_algorithm",
     "set_memory_limit",
@@ -76,29 +81,63 @@ def build_info() -> dict[str, str] | None:
         return None
 
 
-def is_available() -> bool:
-    """Whether this build has the CUDA backend and the machine a GPU with a driver."""
+def _runs_on(chips: str, capability: int) -> bool:
+    """Whether a chip (90 for 9.0) runs what was compiled for ``chips``, as CMake names them: "80-real 90".
+
+    A chip runs code of its major version and no higher minor version, and the driver compiles PTX of any
+    version that is no higher; code of "90a" runs on that chip alone.
+    """
+    for chip in chips.split():
+        match = re.fullmatch(r"(\d+)(a?)(-real|-virtual)?", chip)
+        if match is None:  # "native", "all", the host build
+            return True
+        version, exact = int(match[1]), match[2] != ""
+        code = match[3] != "-virtual" and version // 10 == capability // 10
+        if version == capability or (version < capability and not exact and (code or match[3] != "-real")):
+            return True
+    return False
+
+
+def _reason(device: int | None = None) -> str | None:
+    """Why this GPU (None: the thread's) cannot be used, or None where it can."""
     try:
-        return bool(_module().device_count() > 0)
-    except ImportError:
-        return False
+        module = _module()
+    except ImportError as error:
+        return f"this build of lec7 has no CUDA backend ({error})"
+    if module.device_count() == 0:
+        return "there is no NVIDIA GPU with a driver here"
+    capability = module.compute_capability(module.current_device() if device is None else device)
+    chips = module.build_info()["chips"]
+    if not _runs_on(chips, capability):
+        return (
+            f"the GPU is an sm_{capability}, and this build of lec7 has code for {chips} only; "
+            f"pip install . -C cmake.define.CMAKE_CUDA_ARCHITECTURES={capability} compiles it for this one"
+        )
+    return None
+
+
+def is_available() -> bool:
+    """Whether this build has the CUDA backend, and the machine a GPU with a driver that it has code for."""
+    return _reason() is None
 
 
 def select(device: str) -> None:
     """Make "cuda" or "cuda:N" the device of this thread.
 
-    Raises:  ValueError: there is no such device.  RuntimeError: there is no GPU, or no CUDA in this build.
+    Raises:  ValueError: there is no such device.  RuntimeError: there is no GPU, or no CUDA in this build, or
+             no code for that GPU.
     """
     match = re.fullmatch(r"cuda(?::(\d+))?", device)
     if match is None:
         raise ValueError(f"the device is cpu, cuda or cuda:N; got {device!r}")
+    number = None if match[1] is None else int(match[1])
     try:
         count = _module().device_count()
-    except ImportError as error:
-        raise RuntimeError(f"{device}: this build of lec7 has no CUDA backend ({error})") from error
-    if count == 0:
-        raise RuntimeError(f"{device}: there is no NVIDIA GPU with a driver here")
-    if match[1] is not None:
-        if int(match[1]) >= count:
-            raise ValueError(f"{device}: there are {count} devices")
-        _module().set_device(int(match[1]))
+    except ImportError:
+        count = 0
+    if number is not None and 0 < count <= number:
+        raise ValueError(f"{device}: there are {count} devices")
+    if reason := _reason(number):
+        raise RuntimeError(f"{device}: {reason}")
+    if number is not None:
+        _module().set_device(number)

@@ -12,28 +12,61 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lec7 import ops
-from lec7.arrays import Array, zeros
+from lec7.arrays import Array, each_time, on_device, recording, stay, zeros
 
 Schedule = Callable[[int], float]
 
 
 @dataclass(kw_only=True)
 class Optimizer:
-    """``update`` moves params in place, by grads * grad_scale; ``state`` and ``steps`` are its memory."""
+    """``update`` moves params in place, by grads * grad_scale; ``state`` and ``steps`` are its memory.
 
-    slots: ClassVar[tuple[str, ...]] = ()
+    lr is a number or a schedule, of which ``steps`` is the step; on a GPU, lr and grad_scale may also be
+    float64 arrays of shape ().
+
+    Raises:  RuntimeError: a CUDA graph records, and lr is a number, which would be every replay's, or there
+             is no state yet: the first update makes it.
+    """
 
     weight_decay: float = 0.0
     steps: int = field(default=0, init=False)
     state: dict[str, Array] = field(default_factory=dict, init=False, repr=False)
 
-    def update(self, params: Array, grads: Array, *, lr: float, grad_scale: float = 1.0) -> None:
-        if not self.state:
-            self.state = {name: zeros(params.shape, params) for name in self.slots}
-        self.steps += 1
-        self._update(params, grads, lr=lr, grad_scale=grad_scale, weight_decay=self.weight_decay)
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The names of ``state``: arrays like the parameters, 0 at the start."""
+        return ()
 
-    def _update(self, params: Array, grads: Array, **options: Any) -> None:
+    def update(
+        self,
+        params: Array,
+        grads: Array,
+        *,
+        lr: float | Array | Schedule,
+        grad_scale: float | Array = 1.0,
+    ) -> None:
+        records, rule = recording(params) is not None, type(self).__name__
+        if records and not (callable(lr) or on_device(lr)):
+            raise RuntimeError(
+                f"{rule}.update: while a graph records, lr is a schedule or an array, for each replay's own; "
+                f"constant({lr}) is the same in all of them"
+            )
+        if not self.state and self.slots:
+            if records:
+                raise RuntimeError(f"{rule}.update: make one before a graph records: it makes the state")
+            self.state = {name: zeros(params.shape, params) for name in self.slots}
+        stay(self, "state", params)
+        if callable(lr):
+            schedule = lr
+            lr = each_time(lambda: schedule(self.steps), "float64", params)
+        step = each_time(self._next_step, "int64", params)
+        self._update(params, grads, step, lr=lr, grad_scale=grad_scale, weight_decay=self.weight_decay)
+
+    def _next_step(self) -> int:
+        self.steps += 1
+        return self.steps
+
+    def _update(self, params: Array, grads: Array, step: Any, **options: Any) -> None:
         raise NotImplementedError
 
 
@@ -47,9 +80,11 @@ class SGD(Optimizer):
     momentum: float = 0.0
     nesterov: bool = False
 
-    def _update(self, params: Array, grads: Array, **options: Any) -> None:
-        if self.momentum and not self.state:
-            self.state = {"momentum_buffer": zeros(params.shape, params)}
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def _update(self, params: Array, grads: Array, step: Any, **options: Any) -> None:
         buffer = self.state.get("momentum_buffer")
         ops.sgd_update_(params, grads, buffer, momentum=self.momentum, nesterov=self.nesterov, **options)
 
@@ -61,12 +96,14 @@ class RMSProp(Optimizer):
     Source:  Tieleman, Hinton 2012, lecture 6.5.
     """
 
-    slots = ("square_average",)
-
     decay: float = 0.99
     eps: float = 1e-8
 
-    def _update(self, params: Array, grads: Array, **options: Any) -> None:
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("square_average",)
+
+    def _update(self, params: Array, grads: Array, step: Any, **options: Any) -> None:
         ops.rmsprop_update_(
             params, grads, self.state["square_average"], decay=self.decay, eps=self.eps, **options
         )
@@ -80,20 +117,23 @@ class Adam(Optimizer):
     Source:  Kingma, Ba 2015, algorithm 1.
     """
 
-    slots = ("mean", "variance")
     decoupled: ClassVar[bool] = False
 
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
 
-    def _update(self, params: Array, grads: Array, **options: Any) -> None:
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("mean", "variance")
+
+    def _update(self, params: Array, grads: Array, step: Any, **options: Any) -> None:
         ops.adam_update_(
             params,
             grads,
             self.state["mean"],
             self.state["variance"],
-            step=self.steps,
+            step=step,
             beta1=self.beta1,
             beta2=self.beta2,
             eps=self.eps,
@@ -144,9 +184,13 @@ def staircase(lr: float, every: int, *, factor: float = 0.1) -> Schedule:
     return lambda step: lr * factor ** (step // every)
 
 
-def clip_scale(norm: float, limit: float | None) -> float:
-    """What to multiply gradients of this norm by so that it is at most ``limit``.
+def clip_scale(norm: float | Array, limit: float | None) -> float | Array:
+    """What to multiply gradients of this norm by so that it is at most ``limit``; of a GPU's norm, there.
 
     Source:  Pascanu, Mikolov, Bengio 2013, algorithm 1.
     """
+    if limit is not None and on_device(norm):
+        from lec7 import cuda
+
+        return cuda._module()._clip_scale(norm, limit)
     return 1.0 if limit is None or norm <= limit else limit / norm

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lec7 import ops
-from lec7.arrays import Array, host, like
+from lec7.arrays import Array, each_time, host, like, recording
 from lec7.layers.base import Layer, Parameters
 from lec7.losses import Loss
 from lec7.optimizers import Optimizer, Schedule, clip_scale, constant
@@ -21,7 +21,11 @@ Batch = tuple[Array, Array]
 
 @dataclass(frozen=True)
 class StepResult:
-    """One step's loss (before the update), gradient norm (before clipping) and learning rate."""
+    """One step's loss (before the update), gradient norm (before clipping) and learning rate.
+
+    Of a step that a CUDA graph recorded, they are arrays of shape () with the last replay's numbers, which
+    ``float`` waits for.
+    """
 
     loss: float
     grad_norm: float
@@ -73,18 +77,26 @@ class Trainer:
     def step(self, x: Array, targets: Array) -> StepResult:
         """One update of the parameters from one batch, which is moved to where they are.
 
+        While a CUDA graph records, nothing is done, and each replay is a step on what x and targets hold
+        then: ``step_count``, the schedule and the network's masks go on with it. One step must have been
+        made before. A replay does not refuse a loss that is not finite.
+
         Raises:  FloatingPointError: the loss or the gradient is not finite.  Whatever is raised: parameters
                  and buffers (running averages, carried states) are as they were.
         """
-        put_buffers_back = self.model.keep_buffers()
-        x, targets = (like(a, self.parameters.values) for a in (x, targets))
         learns = slice(self.parameters.trainable)
-        grads = self.parameters.grads[learns]
+        values = self.parameters.values[learns]
+        x, targets = (like(a, values) for a in (x, targets))
+        if recording(values) is not None:
+            return self._recorded_step(x, targets, values, self.parameters.grads[learns])
+        put_buffers_back = self.model.keep_buffers()
         try:
             y, cache = self.model.forward(x, training=True)
             loss, dy = self.loss(y, targets)
             self.model.backward(dy, cache, needs_dx=False)
-            norm = float(ops.global_norm(grads))
+            grads = self.parameters.grads[learns]
+            norm = float(ops.global_norm(grads))  # waits for all of it
+            loss = float(loss)
         except Exception:  # no memory, a label outside the classes: the step can be tried again
             self.parameters.zero_grads()
             put_buffers_back()
@@ -98,10 +110,26 @@ class Trainer:
                 f"a smaller learning rate (now {lr:g}) or clip (now {self.clip}) may help"
             )
         scale = clip_scale(norm, self.clip)
-        self.optimizer.update(self.parameters.values[learns], grads, lr=lr, grad_scale=scale)
+        self.optimizer.update(values, grads, lr=lr, grad_scale=scale)
         self.parameters.zero_grads()
         self.step_count += 1
         return StepResult(loss, norm, lr)
+
+    def _recorded_step(self, x: Array, targets: Array, values: Array, grads: Array) -> StepResult:
+        y, cache = self.model.forward(x, training=True)
+        loss: Any
+        loss, dy = self.loss(y, targets)
+        self.model.backward(dy, cache, needs_dx=False)
+        norm = ops.global_norm(grads)
+        lr = each_time(lambda: self.schedule(self.step_count), "float64", values)
+        self.optimizer.update(values, grads, lr=lr, grad_scale=clip_scale(norm, self.clip))
+        self.parameters.zero_grads()
+        each_time(self._count, "int64", values)
+        return StepResult(loss, norm, lr)
+
+    def _count(self) -> int:
+        self.step_count += 1
+        return self.step_count
 
     def fit(
         self,

@@ -13,33 +13,33 @@ struct Element {
 };
 using Rule = void (*)(const void* options, double g, Element& e);
 
-double sgd_gradient(const Sgd& o, const Element& e) { return o.grad_scale * e.grad + o.weight_decay * e.param; }
+double sgd_gradient(const Sgd& o, const Element& e) { return o.grad_scale.value * e.grad + o.weight_decay * e.param; }
 
 void sgd_rule(const Sgd& o, bool has_buffer, Element& e) {
   const double g = sgd_gradient(o, e);
   if (!has_buffer) {
-    e.param -= o.lr * g;
+    e.param -= o.lr.value * g;
     return;
   }
   e.first = o.momentum * e.first + g;
-  e.param -= o.lr * (o.nesterov ? g + o.momentum * e.first : e.first);
+  e.param -= o.lr.value * (o.nesterov ? g + o.momentum * e.first : e.first);
 }
 
 void rmsprop_rule(const RmsProp& o, Element& e) {
-  const double g = o.grad_scale * e.grad + o.weight_decay * e.param;
+  const double g = o.grad_scale.value * e.grad + o.weight_decay * e.param;
   e.first = o.decay * e.first + (1 - o.decay) * g * g;
-  e.param -= o.lr * g / (std::sqrt(e.first) + o.eps);
+  e.param -= o.lr.value * g / (std::sqrt(e.first) + o.eps);
 }
 
 void adam_rule(const Adam& o, Element& e) {
-  double g = o.grad_scale * e.grad;
-  if (o.decoupled) e.param *= 1 - o.lr * o.weight_decay;
+  double g = o.grad_scale.value * e.grad;
+  if (o.decoupled) e.param *= 1 - o.lr.value * o.weight_decay;
   else g += o.weight_decay * e.param;
   e.first = o.beta1 * e.first + (1 - o.beta1) * g;
   e.second = o.beta2 * e.second + (1 - o.beta2) * g * g;
-  const double mean = e.first / (1 - std::pow(o.beta1, static_cast<double>(o.step)));
-  const double variance = e.second / (1 - std::pow(o.beta2, static_cast<double>(o.step)));
-  e.param -= o.lr * mean / (std::sqrt(variance) + o.eps);
+  const double mean = e.first / (1 - std::pow(o.beta1, static_cast<double>(o.step.value)));
+  const double variance = e.second / (1 - std::pow(o.beta2, static_cast<double>(o.step.value)));
+  e.param -= o.lr.value * mean / (std::sqrt(variance) + o.eps);
 }
 
 // run(n, params, grads, first, second) on arrays does what rule(element) does.
@@ -125,7 +125,8 @@ TEST(norm_and_scale) {
         scaled.push_back(static_cast<T>(x[i] * T{0.75}));
       }
       on_every_isa([&] {
-        const Array<double> norm(std::vector<double>{LEC7_PICK(global_norm<T>)(n, x.data())});
+        const Array<double> norm(1);
+        LEC7_PICK(global_norm<T>)(n, x.data(), norm.data());
         check_close(norm, {static_cast<double>(std::sqrt(squares))}, 64);
         const Array<T> y(x.values());
         LEC7_PICK(scale<T>)(n, y.data(), 0.75);
@@ -138,7 +139,8 @@ TEST(norm_and_scale) {
 TEST(norm_does_not_overflow_float32) {
   const Array<float> x(std::vector<double>(1000, 1e30));
   on_every_isa([&] {
-    const Array<double> norm(std::vector<double>{LEC7_PICK(global_norm<float>)(1000, x.data())});
+    const Array<double> norm(1);
+    LEC7_PICK(global_norm<float>)(1000, x.data(), norm.data());
     check_close(norm, {static_cast<double>(1e30f) * std::sqrt(1000)}, 64);
   });
 }

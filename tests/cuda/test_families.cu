@@ -3,8 +3,9 @@
 #include <cmath>
 #include <initializer_list>
 
-#include "arrays.h"
+#include "clip.h"
 #include "device.h"
+#include "half.h"
 #include "lec7/attention.h"
 #include "lec7/conv.h"
 #include "lec7/conv_transpose.h"
@@ -38,14 +39,12 @@ struct Results {
 
  private:
   static std::vector<float> floats(const std::vector<float>& values) { return values; }
-  static std::vector<float> floats(const std::vector<float16>& values) { return floats_of(values); }
-  static std::vector<float> floats(const std::vector<bfloat16>& values) { return floats_of(values); }
   template <class T>
-  static std::vector<float> floats_of(const std::vector<T>& values) {
-    Device<T> from(values);
-    Device<float> to(values.size());
-    convert(static_cast<Index>(values.size()), from.data(), to.data());
-    return to.host();
+    requires is_half<T>
+  static std::vector<float> floats(const std::vector<T>& values) {
+    std::vector<float> result;
+    for (const T x : values) result.push_back(to_float(x));
+    return result;
   }
   template <class T>
   static std::vector<float> floats(const std::vector<T>& values) {
@@ -84,9 +83,22 @@ void same_in_every_order(Op&& op, const Place& place = Place::current()) {
 #endif
 }
 
-Device<float> floats(Index count, unsigned seed) { return Device<float>(random_floats(count, seed)); }
+template <class T = float>
+Device<T> floats(Index count, unsigned seed) {
+  const std::vector<float> values = random_floats(count, seed);
+  if constexpr (is_half<T>) {
+    std::vector<T> rounded;
+    for (const float x : values) rounded.push_back(from_float<T>(x));
+    return Device<T>(rounded);
+  } else {
+    return Device<T>(values);
+  }
+}
 Device<float> floats(const Shape& shape, unsigned seed) { return floats(shape.size(), seed); }
-Device<float> empty(Index count) { return Device<float>(static_cast<std::size_t>(count)); }
+template <class T = float>
+Device<T> empty(Index count) {
+  return Device<T>(static_cast<std::size_t>(count));
+}
 Device<float> empty(const Shape& shape) { return empty(shape.size()); }
 
 std::vector<std::int32_t> random_integers(Index count, int end, unsigned seed) {
@@ -184,24 +196,15 @@ struct Chip {
 };
 
 template <class T>
-Device<T> halves(Index count, unsigned seed) {
-  Device<float> x = floats(count, seed);
-  Device<T> y(static_cast<std::size_t>(count));
-  convert(count, x.data(), y.data());
-  return Device<T>(y.host());
-}
-
-template <class T>
 void products_and_convolutions_of_halves() {
-  const auto empty_halves = [](Index count) { return Device<T>(static_cast<std::size_t>(count)); };
   for (const auto& [m, n, k] :
        std::initializer_list<std::array<Index, 3>>{{131, 130, 9}, {136, 144, 72}, {9, 8, 300}}) {
     for (const bool transpose_a : {false, true}) {
       for (const bool transpose_b : {false, true}) {
         const Trying scope(text("m=", m, ", n=", n, ", k=", k, ", transposed ", transpose_a, transpose_b));
-        auto a = halves<T>(m * k, 1), b = halves<T>(k * n, 2);
+        auto a = floats<T>(m * k, 1), b = floats<T>(k * n, 2);
         same_in_every_order([&] {
-          auto c = empty_halves(m * n);
+          auto c = empty<T>(m * n);
           matmul<T>({m, n, k}, a.data(), transpose_a, b.data(), transpose_b, c.data());
           return Results(c);
         });
@@ -215,11 +218,11 @@ void products_and_convolutions_of_halves() {
     options.padding = {PaddingRule::numbers, {0, 1, 1}, {0, 1, 1}};
     options.activation = Activation::tanh;
     const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
-    auto x = halves<T>(x_shape.size(), 1), weight = halves<T>(weight_shape.size(), 2), bias = halves<T>(40, 3),
-         dy = halves<T>(shape.y.size(), 4);
+    auto x = floats<T>(x_shape.size(), 1), weight = floats<T>(weight_shape.size(), 2), bias = floats<T>(40, 3),
+         dy = floats<T>(shape.y.size(), 4);
     same_in_every_order([&] {
-      auto y = empty_halves(shape.y.size()), dx = empty_halves(x_shape.size()),
-           dweight = empty_halves(weight_shape.size()), dbias = empty_halves(40);
+      auto y = empty<T>(shape.y.size()), dx = empty<T>(x_shape.size()), dweight = empty<T>(weight_shape.size()),
+           dbias = empty<T>(40);
       conv_forward<T>(shape, x.data(), weight.data(), bias.data(), y.data());
       conv_backward<T>(shape, dy.data(), x.data(), weight.data(), y.data(), dx.data(), dweight.data(), dbias.data());
       return Results(y, dx, dweight, dbias);
@@ -452,71 +455,108 @@ TEST(embeddings) {
   }
 }
 
+struct AttentionCase {
+  Index n, heads, queries, keys, d, dv;
+  bool causal, weights;
+};
+
+template <class T>
+void run_attention(const AttentionCase& test) {
+  const auto [n, heads, queries, keys, d, dv, causal, want_weights] = test;
+  const Trying scope(text("queries=", queries, ", keys=", keys, ", d=", d, ", causal=", causal));
+  const Shape q_shape{n, heads, queries, d}, k_shape{n, heads, keys, d}, v_shape{n, heads, keys, dv};
+  const AttentionShape shape = attention_shape(q_shape, k_shape, v_shape, true);
+  AttentionParams<float> params{};
+  params.scale = 0.3f;
+  params.causal = causal;
+  if (n > 1) params.key_lengths = {keys, keys / 2};
+  auto q = floats<T>(q_shape.size(), 1), k = floats<T>(k_shape.size(), 2), v = floats<T>(v_shape.size(), 3);
+  auto dy = floats<T>(shape.y.size(), 4);
+  same_in_every_order([&] {
+    auto y = empty<T>(shape.y.size()), dq = empty<T>(q_shape.size()), dk = empty<T>(k_shape.size());
+    auto dvalues = empty<T>(v_shape.size()), weights = empty<T>(want_weights ? shape.weights().size() : 0);
+    auto lse = empty(shape.lse);
+    attention_forward<T>(shape, params, q.data(), k.data(), v.data(), y.data(), lse.data(),
+                         want_weights ? weights.data() : nullptr);
+    attention_backward<T>(shape, params, dy.data(), q.data(), k.data(), v.data(), y.data(), lse.data(), dq.data(),
+                          dk.data(), dvalues.data());
+    return Results(y, lse, weights, dq, dk, dvalues);
+  });
+}
+
 TEST(attention) {
-  struct Case {
-    Index n, heads, queries, keys, d, dv;
-    bool causal;
-  };
-  for (const Case& test :
-       {Case{1, 1, 1, 1, 1, 1, false}, Case{2, 2, 1, 70, 16, 8, false}, Case{1, 1, 2, 300, 4, 70, false},
-        Case{1, 1, 5, 70, 200, 260, true}, Case{1, 2, 70, 67, 32, 32, false}, Case{1, 1, 65, 65, 64, 64, true},
-        Case{2, 1, 33, 40, 20, 12, true}}) {
-    const auto [n, heads, queries, keys, d, dv, causal] = test;
-    const Trying scope(text("queries=", queries, ", keys=", keys, ", d=", d, ", causal=", causal));
-    const Shape q_shape{n, heads, queries, d}, k_shape{n, heads, keys, d}, v_shape{n, heads, keys, dv};
-    const AttentionShape shape = attention_shape(q_shape, k_shape, v_shape, true);
-    AttentionParams<float> params{};
-    params.scale = 0.3f;
-    params.causal = causal;
-    if (n > 1) params.key_lengths = {keys, keys / 2};
-    auto q = floats(q_shape, 1), k = floats(k_shape, 2), v = floats(v_shape, 3), dy = floats(shape.y, 4);
-    same_in_every_order([&] {
-      auto y = empty(shape.y), lse = empty(shape.lse), dq = empty(q_shape), dk = empty(k_shape),
-           dvalues = empty(v_shape), weights = empty(shape.weights());
-      attention_forward<float>(shape, params, q.data(), k.data(), v.data(), y.data(), lse.data(), weights.data());
-      attention_backward<float>(shape, params, dy.data(), q.data(), k.data(), v.data(), y.data(), lse.data(), dq.data(),
-                                dk.data(), dvalues.data());
-      return Results(y, lse, weights, dq, dk, dvalues);
-    });
+  for (const AttentionCase& test :
+       {AttentionCase{1, 1, 1, 1, 1, 1, false, true}, AttentionCase{2, 2, 1, 70, 16, 8, false, true},
+        AttentionCase{1, 1, 2, 300, 4, 70, false, true}, AttentionCase{1, 1, 5, 70, 200, 260, true, true},
+        AttentionCase{1, 2, 70, 67, 32, 32, false, true}, AttentionCase{1, 1, 65, 65, 64, 64, true, true},
+        AttentionCase{2, 1, 33, 40, 20, 12, true, true}}) {
+    run_attention<float>(test);
   }
+}
+
+struct Recurrence {
+  Index steps, batch, inputs, hidden;
+  bool reverse;
+};
+
+template <class T>
+void run_recurrence(Cell cell, const Recurrence& test) {
+  const RecurrentShape s{cell, test.steps, test.batch, test.inputs, test.hidden};
+  const Trying scope(text("batch=", s.batch, ", hidden=", s.hidden, ", gates=", gate_count(cell)));
+  const Index rows = s.steps * s.batch, state = s.batch * s.hidden;
+  std::vector<Index> lengths;
+  for (Index n = 0; n < s.batch; ++n) lengths.push_back(n % (s.steps + 1));
+  auto x = floats<T>(rows * s.inputs, 1), h0 = floats<T>(state, 2), c0 = floats<T>(state, 3);
+  auto bias = floats<T>(s.gates(), 4), weight_x = floats<T>(s.inputs * s.gates(), 5);
+  auto weight_h = floats<T>(s.hidden * s.gates(), 6), dhs = floats<T>(rows * s.hidden, 7);
+  auto dh_last = floats<T>(state, 8), dc_last = floats<T>(state, 9);
+  same_in_every_order([&] {
+    auto hs = empty<T>(rows * s.hidden), h_last = empty<T>(state), c_last = empty<T>(state);
+    auto gates = empty<T>(rows * s.gates()), cells = empty<T>(rows * s.hidden);
+    const bool lstm = cell == Cell::lstm;
+    recurrent_forward<T>(
+        s, {x.data(), h0.data(), c0.data(), weight_x.data(), weight_h.data(), bias.data(), lengths.data(), test.reverse,
+            hs.data(), h_last.data(), lstm ? c_last.data() : nullptr, gates.data(), cells.data()});
+    auto dx = empty<T>(rows * s.inputs), dh0 = empty<T>(state), dc0 = empty<T>(state);
+    auto dweight_x = empty<T>(s.inputs * s.gates()), dweight_h = empty<T>(s.hidden * s.gates());
+    auto dbias = empty<T>(s.gates());
+    recurrent_backward<T>(
+        s, {dhs.data(), dh_last.data(), lstm ? dc_last.data() : nullptr, x.data(), h0.data(), c0.data(),
+            weight_x.data(), weight_h.data(), hs.data(), gates.data(), cells.data(), lengths.data(), test.reverse,
+            dx.data(), dh0.data(), lstm ? dc0.data() : nullptr, dweight_x.data(), dweight_h.data(), dbias.data()});
+    Results results(hs, h_last, dx, dh0, dweight_x, dweight_h, dbias);
+    if (lstm) results.add(c_last), results.add(dc0);
+    return results;
+  });
+}
+
+// On tensor cores, with rows of 64, 128 and 256 numbers; few queries; by way of float32.
+TEST(attention_of_16_bits) {
+  for (const AttentionCase& test :
+       {AttentionCase{1, 1, 70, 200, 64, 40, false, false}, AttentionCase{2, 1, 150, 150, 64, 64, true, false},
+        AttentionCase{1, 1, 40, 100, 72, 128, false, false}, AttentionCase{1, 1, 33, 50, 256, 136, true, false},
+        AttentionCase{1, 1, 2, 300, 8, 8, false, false}, AttentionCase{1, 1, 9, 20, 8, 12, false, true}}) {
+    run_attention<bfloat16>(test);
+  }
+  run_attention<float16>({1, 1, 70, 100, 8, 16, true, false});
 }
 
 // One kernel for all steps; step by step where rows are many.
 TEST(recurrence) {
-  struct Case {
-    Index steps, batch, inputs, hidden;
-    bool reverse;
-  };
-  for (const Case& test : {Case{3, 2, 3, 5, false}, Case{3, 21, 2, 20, true}, Case{1, 3, 2, 9, false},
-                           Case{2, 257, 1, 3, true}, Case{2, 33, 1, 130, false}}) {
-    for (const Cell cell : {Cell::rnn_tanh, Cell::lstm, Cell::gru}) {
-      const RecurrentShape s{cell, test.steps, test.batch, test.inputs, test.hidden};
-      const Trying scope(text("batch=", s.batch, ", hidden=", s.hidden, ", gates=", gate_count(cell)));
-      const Index rows = s.steps * s.batch, state = s.batch * s.hidden;
-      std::vector<Index> lengths;
-      for (Index n = 0; n < s.batch; ++n) lengths.push_back(n % (s.steps + 1));
-      auto x = floats(rows * s.inputs, 1), h0 = floats(state, 2), c0 = floats(state, 3), bias = floats(s.gates(), 4);
-      auto weight_x = floats(s.inputs * s.gates(), 5), weight_h = floats(s.hidden * s.gates(), 6);
-      auto dhs = floats(rows * s.hidden, 7), dh_last = floats(state, 8), dc_last = floats(state, 9);
-      same_in_every_order([&] {
-        auto hs = empty(rows * s.hidden), h_last = empty(state), c_last = empty(state);
-        auto gates = empty(rows * s.gates()), cells = empty(rows * s.hidden);
-        const bool lstm = cell == Cell::lstm;
-        recurrent_forward<float>(
-            s, {x.data(), h0.data(), c0.data(), weight_x.data(), weight_h.data(), bias.data(), lengths.data(),
-                test.reverse, hs.data(), h_last.data(), lstm ? c_last.data() : nullptr, gates.data(), cells.data()});
-        auto dx = empty(rows * s.inputs), dh0 = empty(state), dc0 = empty(state);
-        auto dweight_x = empty(s.inputs * s.gates()), dweight_h = empty(s.hidden * s.gates()), dbias = empty(s.gates());
-        recurrent_backward<float>(
-            s, {dhs.data(), dh_last.data(), lstm ? dc_last.data() : nullptr, x.data(), h0.data(), c0.data(),
-                weight_x.data(), weight_h.data(), hs.data(), gates.data(), cells.data(), lengths.data(), test.reverse,
-                dx.data(), dh0.data(), lstm ? dc0.data() : nullptr, dweight_x.data(), dweight_h.data(), dbias.data()});
-        Results results(hs, h_last, dx, dh0, dweight_x, dweight_h, dbias);
-        if (lstm) results.add(c_last), results.add(dc0);
-        return results;
-      });
-    }
+  for (const Recurrence& test :
+       {Recurrence{3, 2, 3, 5, false}, Recurrence{3, 21, 2, 20, true}, Recurrence{1, 3, 2, 9, false},
+        Recurrence{2, 257, 1, 3, true}, Recurrence{2, 33, 1, 130, false}}) {
+    for (const Cell cell : {Cell::rnn_tanh, Cell::lstm, Cell::gru}) run_recurrence<float>(cell, test);
   }
+}
+
+// On tensor cores, with several chunks of rows, and step by step.
+TEST(recurrence_of_16_bits) {
+  for (const Recurrence& test : {Recurrence{3, 2, 3, 5, false}, Recurrence{3, 37, 2, 24, true},
+                                 Recurrence{2, 257, 1, 3, true}, Recurrence{2, 3, 1, 72, false}}) {
+    for (const Cell cell : {Cell::rnn_tanh, Cell::lstm, Cell::gru}) run_recurrence<bfloat16>(cell, test);
+  }
+  run_recurrence<float16>(Cell::lstm, {3, 21, 2, 20, true});
 }
 
 TEST(merging) {
@@ -545,9 +585,17 @@ TEST(optimizers) {
       rmsprop_update<float>({0.1, 0.9, 1e-8, 1e-4, 1}, n, q.data(), gradients.data(), square.data());
       adam_update<float>({0.1, 1, 0.9, 0.999, 1e-8, 1e-4, true, 1}, n, r.data(), gradients.data(), mean.data(),
                          variance.data());
-      Device<float> norm(std::vector<float>{static_cast<float>(global_norm<float>(n, gradients.data()))});
+      Device<double> norm(1), factor(1), lr(std::vector<double>{0.1});
+      global_norm<float>(n, gradients.data(), norm.data());
       scale<float>(n, p.data(), 0.5);
-      return Results(p, q, r, buffer, square, mean, variance, norm);
+      // The same from numbers on the device.
+      Device<Index> step(std::vector<Index>{2});
+      clip_scale(norm.data(), 1e-3, factor.data());
+      const Number<double> rate{0, lr.data()}, scaled{0, factor.data()};
+      sgd_update<float>({rate, 0.9, true, 1e-4, scaled}, n, p.data(), gradients.data(), buffer.data());
+      adam_update<float>({rate, {1, step.data()}, 0.9, 0.999, 1e-8, 1e-4, true, scaled}, n, r.data(), gradients.data(),
+                         mean.data(), variance.data());
+      return Results(p, q, r, buffer, square, mean, variance, norm, factor);
     });
   }
 }

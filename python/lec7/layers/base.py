@@ -33,6 +33,8 @@ class Layer:
         self._params: dict[str, Array] = {}
         self._grads: dict[str, Array] = {}
         self._buffers: dict[str, Array] = {}
+        # Gradients that are zero, whatever their memory holds: the next one is written over it. See `wanted`.
+        self._unwritten: set[str] = set()
         #: whether all of its own parameters are: set by ``Parameters``
         self.frozen = False
         #: whether its parameters are views of one buffer: set by ``Parameters``
@@ -41,6 +43,7 @@ class Layer:
     def add_parameter(self, name: str, value: Array) -> None:
         self._params[name] = value
         self._grads[name] = np.zeros_like(value)
+        self._unwritten.add(name)
 
     def share_parameter(self, name: str, other: Layer, other_name: str | None = None) -> None:
         """Use another layer's parameter as this one's: one array, one gradient, used twice."""
@@ -51,6 +54,8 @@ class Layer:
                 f"share_parameter: {name} {mine.shape} and {other_name} {its.shape} differ in shape"
             )
         self._params[name], self._grads[name] = its, other._grads[other_name]
+        for layer, shared in ((self, name), (other, other_name)):  # neither may write over the other's
+            layer._unwritten.discard(shared)
 
     def owners(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         """Every layer of the tree, this one first, with the prefix of its names."""
@@ -67,11 +72,18 @@ class Layer:
 
     @property
     def grads(self) -> dict[str, Array]:
+        for _, layer in self.owners():
+            layer._fill_unwritten()
         return self._gather("_grads") if self.children else self._grads
 
     @property
     def buffers(self) -> dict[str, Array]:
         return self._gather("_buffers") if self.children else self._buffers
+
+    def _fill_unwritten(self) -> None:
+        for name in self._unwritten:
+            self._grads[name].fill(0)
+        self._unwritten.clear()
 
     def keep_buffers(self) -> Callable[[], None]:
         """A function that puts ``buffers`` back to what they are now."""
@@ -119,9 +131,15 @@ class Layer:
             if layer.flat:
                 raise RuntimeError("to: the parameters lie in one buffer; move the network before that")
         for _, layer in self.owners():
+            layer._fill_unwritten()
             for kind in (layer._params, layer._grads, layer._buffers):
                 kind.update({name: place(array) for name, array in kind.items()})
         return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether it has parameters that are not frozen."""
+        return any(layer._params and not layer.frozen for _, layer in self.owners())
 
     def reset(self) -> None:
         """Forget what was carried over from earlier calls: the state of ``Recurrent(carry=True)``."""
@@ -140,24 +158,28 @@ class Layer:
         return 0
 
     def wanted(self, *names: str) -> dict[str, Array | None]:
-        """The ``needs`` of an op's backward: ``names``, and the gradient of each parameter.
+        """The ``needs`` of an op's backward: ``names``, and, of a layer that learns, the gradient of each
+        parameter.
 
-        A gradient to which nothing was added yet, all zeros, is given as the array to write to: a second
-        array of that size, and adding it up, are saved (on the CPU: a GPU would have to be waited for).
-        ``accumulate`` takes the results.
+        A gradient to which nothing was added yet is given as the array to write to: setting it to zero, a
+        second array of that size, and adding it up are saved. ``accumulate`` takes the results.
         """
-
-        def fresh(grad: Array) -> bool:
-            return not arrays.on_device(grad) and not grad.any()
-
-        grads = {f"d{name}": grad if fresh(grad) else None for name, grad in self._grads.items()}
-        return {**dict.fromkeys(names), **grads}
+        needs: dict[str, Array | None] = dict.fromkeys(names)
+        if not self.frozen:
+            needs |= {f"d{k}": grad if k in self._unwritten else None for k, grad in self._grads.items()}
+        return needs
 
     def accumulate(self, **grads: Array | None) -> None:
         """Add each gradient that is wanted and there to ``self.grads``, unless it was written there."""
         for name, grad in grads.items():
-            if grad is not None and name in self._grads and grad is not self._grads[name]:
-                self._grads[name] += grad
+            if grad is None or name not in self._grads:
+                continue
+            if grad is not self._grads[name]:
+                if name in self._unwritten:
+                    self._grads[name][...] = grad
+                else:
+                    self._grads[name] += grad
+            self._unwritten.discard(name)
 
 
 def _aligned_zeros(size: int) -> Array:
@@ -202,27 +224,48 @@ class Parameters:
             size += -(-math.prod(shape) // 16) * 16
             if not (prefixes and first_names[key].startswith(prefixes)):
                 self.trainable = size
-        self.values, self.grads = _aligned_zeros(size), _aligned_zeros(size)
+        self.values, self._grads = _aligned_zeros(size), _aligned_zeros(size)
         if order:
             layer, name = places[order[0]][0]
-            self.values, self.grads = (arrays.like(a, layer._params[name]) for a in (self.values, self.grads))
+            self.values, self._grads = (
+                arrays.like(a, layer._params[name]) for a in (self.values, self._grads)
+            )
 
         for key in order:
             offset, shape = self.layout[first_names[key]]
             span = slice(offset, offset + math.prod(shape))
-            value, grad = self.values[span].reshape(shape), self.grads[span].reshape(shape)
+            value, grad = self.values[span].reshape(shape), self._grads[span].reshape(shape)
             layer, name = places[key][0]
             value[...] = layer._params[name]
             for layer, name in places[key]:
                 layer._params[name], layer._grads[name] = value, grad
+        self._places = list(places.values())
+        self.zero_grads()
         learning = {first_names[key] for key in order if self.layout[first_names[key]][0] < self.trainable}
         learns = {id(layer) for key in order if first_names[key] in learning for layer, _ in places[key]}
         for _, layer in model.owners():
             layer.frozen = bool(layer._params) and id(layer) not in learns
             layer.flat = True
 
+    @property
+    def grads(self) -> Array:
+        """All gradients, laid out as ``values``."""
+        for _, layer in self.model.owners():
+            layer._fill_unwritten()
+        return self._grads
+
     def zero_grads(self) -> None:
-        self.grads.fill(0)
+        """Make all gradients zero: in memory once they are read through ``grads``, if backward has not
+        written over them before."""
+        if arrays.on_device(self._grads):
+            self._grads.fill(0)
+            return
+        for uses in self._places:
+            layer, name = uses[0]
+            if len(uses) > 1:  # neither may write over the other's
+                layer._grads[name].fill(0)
+            else:
+                layer._unwritten.add(name)
 
     @property
     def count(self) -> int:

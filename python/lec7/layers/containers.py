@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lec7 import ops
-from lec7.arrays import Array, on_device
+from lec7.arrays import Array, on_device, recording, stay
 from lec7.layers.base import Layer
 from lec7.layers.recurrent import RecurrentLayer, State
 
@@ -50,7 +50,7 @@ class Sequential(Layer):
         if len(cache) != len(layers):
             raise RuntimeError("Sequential: an earlier backward has used this cache up")
         # Below the first layer that learns, nobody asks for a gradient.
-        first = 0 if needs_dx else next((i for i, layer in enumerate(layers) if layer.params), len(layers))
+        first = 0 if needs_dx else next((i for i, layer in enumerate(layers) if layer.learns), len(layers))
         grad = dy
         for i in range(len(layers) - 1, first - 1, -1):
             # A cache goes as soon as its layer is done: the gradients below can take its memory.
@@ -173,8 +173,17 @@ class Recurrent(Layer):
         steps = x[None] if self.mode == "one_to_one" else x
         names = ("h", "c")[: self.layer.state_size]
         state: State | None = tuple(self._buffers[name] for name in names) if self._buffers else None
+        in_place = self.carry and recording(x) is not None
+        if in_place:
+            if state is None:
+                raise RuntimeError("Recurrent: take a step before a graph records, so that there is a state")
+            stay(self, "_buffers", x)
+            state = tuple(array.copy() for array in state)
         hs, cache = self.layer.forward(steps, training=training, state=state, lengths=lengths)
-        if self.carry:
+        if in_place:
+            for name, array in zip(names, cache.state, strict=True):
+                self._buffers[name][...] = array
+        elif self.carry:
             self._buffers.update(zip(names, cache.state, strict=True))
         return (hs if self.mode == "many_to_many" else cache.state[0]), cache
 

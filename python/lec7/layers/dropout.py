@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lec7 import ops
-from lec7.arrays import Array
+from lec7.arrays import Array, each_time
 from lec7.layers.base import Layer
 
 
@@ -31,10 +31,15 @@ class Dropout(Layer):
     def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
         if not training or self.p == 0:
             return x, None
-        seed, offset = self._buffers["philox"].tolist()
-        self._buffers["philox"][1] = offset + 1
+        seed = each_time(lambda: int(self._buffers["philox"][0]), "int64", x)
+        offset = each_time(self._next_offset, "int64", x)
         draw = {"p": self.p, "seed": seed, "offset": offset, "whole_channels": self.whole_channels}
         return ops.dropout_forward(x, **draw), draw
+
+    def _next_offset(self) -> int:
+        offset = int(self._buffers["philox"][1])
+        self._buffers["philox"][1] = offset + 1
+        return offset
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
         if not needs_dx:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lec7 import ops
-from lec7.arrays import Array
+from lec7.arrays import Array, stay
 from lec7.layers.base import Layer
 from lec7.layers.containers import Concat, Residual, Sequential
 from lec7.layers.conv import Conv1d, Conv2d, Conv3d
@@ -62,6 +62,8 @@ class BatchNorm(Layer):
 
     def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
         training = training and not self.frozen
+        if training:
+            stay(self, "_buffers", x)
         y, saved = ops.batch_norm_forward(
             x, **self.params, **self.buffers, training=training, momentum=self.momentum, eps=self.eps
         )

@@ -26,7 +26,8 @@ def sgd_update_(
     Args:    params: any shape, float32|float64, contiguous, changed in place.  grads: like params.
              momentum_buffer: like params, 0 at the start, changed in place; required when momentum is not 0.
              lr: learning rate.  weight_decay: weight of the penalty params^2 / 2.
-             grad_scale: factor of the gradient, for clipping.
+             grad_scale: factor of the gradient, for clipping.  On a GPU, lr and grad_scale may be float64
+             arrays of shape ().
     Raises:  ValueError: shapes differ; momentum without a buffer; nesterov without momentum; a number is not
              finite; an array that changes in place is not contiguous or is read-only.
     Source:  Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013, section 2 (Nesterov), in PyTorch's form.
@@ -65,7 +66,8 @@ def rmsprop_update_(
              square_average: like params, 0 at the start, changed in place.
              lr: learning rate.  decay: in [0, 1).  eps: not negative.
              weight_decay: weight of the penalty params^2 / 2.
-             grad_scale: factor of the gradient, for clipping.
+             grad_scale: factor of the gradient, for clipping.  On a GPU, lr and grad_scale may be float64
+             arrays of shape ().
     Raises:  ValueError: shapes differ; a number is not finite or out of range; an array that changes in place
              is not contiguous or is read-only.
     Source:  Tieleman, Hinton 2012, Neural networks for machine learning, lecture 6.5.
@@ -104,7 +106,8 @@ def adam_update_(
              mean, variance: like params, 0 at the start, changed in place.  step: 1 at the first update.
              lr: learning rate.  beta1, beta2: in [0, 1).  eps: not negative.
              weight_decay: weight of the penalty params^2 / 2 (decoupled: the decay itself).
-             grad_scale: factor of the gradient, for clipping.
+             grad_scale: factor of the gradient, for clipping.  On a GPU, lr and grad_scale (float64) and step
+             (int64) may be arrays of shape (), and step is one while a graph records.
     Raises:  ValueError: shapes differ; step is less than 1; a number is not finite or out of range; an array
              that changes in place is not contiguous or is read-only.
     Source:  Kingma, Ba 2015, algorithm 1; Loshchilov, Hutter 2019, algorithm 2 (decoupled).
@@ -129,6 +132,7 @@ def global_norm(grads: ndarray) -> float:
     sqrt(sum of grads^2)
 
     Args:    grads: any shape, float32|float64.
+    Returns: the norm; on a GPU an array of shape () and float64, which ``float`` waits for.
     Source:  Pascanu, Mikolov, Bengio 2013, algorithm 1 (clipping by norm).
     """
     return float(np.sqrt(np.square(grads, dtype=np.float64).sum()))
