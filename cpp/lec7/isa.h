@@ -5,7 +5,7 @@
 // the processor can run (or the one that LEC7_ISA names).
 //
 // The CUDA backend compiles the same declarations, shape rules and bindings with LEC7_BACKEND_CUDA: there the two mean
-// the kernels of cuda/, on device memory, for float32 alone.
+// the kernels of cuda/, on device memory, for float32 and, of some ops, float16 and bfloat16.
 #pragma once
 
 #include <string>
