@@ -431,11 +431,13 @@ def test_half_step_is_a_sequence_of_one(cell, parameters, stored, device, rng):
 @pytest.mark.parametrize("stored", HALVES)
 @pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_long_half_recurrences_agree(cell, parameters, stored, device, rng):
-    # One kernel for all steps: several chunks of rows, all warps along the depth, more tiles of columns than
-    # a warp sums at once, more parts of the depth than it loads at once. Step by step: many rows, and (on the
-    # four multiprocessors of the host) where weight_h does not fit, in the last one.
-    wide = {"rnn": (256, 640), "lstm": (256, 257, 330), "gru": (256, 400)}[cell]
-    for t, n, d, h in ((3, 40, 5, 108), (3, 257, 2, 6), *((2, 3, 4, h) for h in wide)):
+    # One kernel for all steps: 16 rows at a time and the rest, all warps along the depth, more tiles of
+    # columns than a warp sums at once (and 8 rows at a time, where the sums of 16 do not fit), more parts of
+    # the depth than it loads at once. Step by step: many rows, and (on the four multiprocessors of the host)
+    # where weight_h does not fit, in the last one.
+    wide = {"rnn": (640,), "lstm": (257, 330), "gru": (400,)}[cell]
+    shapes = ((3, 40, 5, 108), (2, 77, 3, 24), (3, 257, 2, 6), (2, 16, 4, 256), *((2, 3, 4, h) for h in wide))
+    for t, n, d, h in shapes:
         x, state, weights = operands(rng, cell, t, n, d, h)
         dys = [normal(rng, t, n, h), *(normal(rng, n, h) for _ in state)]
         reverse = bool(h % 4)
