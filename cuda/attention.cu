@@ -25,7 +25,8 @@ namespace {
 
 using namespace attention;
 
-// A tile has kTile rows and columns; a block with few queries takes kChunk keys.
+constexpr int kTile = 64;          // rows and columns of a tile
+constexpr int kChunk = 256;        // keys of a block with few queries
 constexpr int kQuads = kTile / 4;  // float4s of a tile's row; also the lanes that share a row
 constexpr int kForwardRows = 8;    // rows of scores of one thread
 constexpr int kBackwardRows = 4;   // fewer: dk and dv stand in registers together
@@ -36,6 +37,41 @@ using Tile = float4[kTile * kQuads];
 
 template <int R>
 constexpr int kThreadsOf = kTile / R * kQuads;
+
+// What a query sees of the keys of a tile. A thread goes from one of its queries to the next one: an offset for each
+// would stay in registers all the time.
+struct Seen {
+  int queries, keys, diagonal;  // sees key j where queries > 0, j < keys, j < diagonal
+  const bool* keep;
+  const float* add;
+  Index row_step;
+  int key_step;
+
+  __device__ float score(int key, float product) const {
+    if (queries <= 0 || key >= keys || key >= diagonal) return kMinusInfinity;
+    if (keep != nullptr) return keep[key * key_step] ? product : kMinusInfinity;
+    return add == nullptr ? product : product + add[key * key_step];
+  }
+  __device__ void go_down(int rows) {
+    queries -= rows;
+    diagonal += rows;
+    if (keep != nullptr) keep += rows * row_step;
+    if (add != nullptr) add += rows * row_step;
+  }
+};
+
+// Query i and the keys from k0 on, as many as a chunk has.
+__device__ inline Seen seen_of(const Head& head, Index i, Index k0) {
+  const Problem& p = head.p;
+  const Index at = head.mask_at + i * p.stride[2] + k0 * p.stride[3];
+  return {least(kTile, p.queries - i),
+          least(kChunk, head.length - k0),
+          p.causal ? least(kChunk, i + 1 + p.keys - p.queries - k0) : 2 * kChunk,
+          p.keep == nullptr ? nullptr : p.keep + at,
+          p.add == nullptr ? nullptr : p.add + at,
+          p.stride[2],
+          static_cast<int>(p.stride[3])};
+}
 
 template <class T>
 struct alignas(4 * sizeof(T)) Quad {
@@ -222,7 +258,7 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>, 4 - NC)
       add_dot_products(q_tile, k_tile, least(kTile, p.d - chunk * kTile), scores);
     }
     const bool all = head.sees_all(i0, k0 + kTile);
-    Seen seen = head.seen(i0 + first_row(), k0);
+    Seen seen = seen_of(head, i0 + first_row(), k0);
     finish_copies();
     __syncthreads();
 #pragma unroll
@@ -308,7 +344,7 @@ __global__ void __launch_bounds__(kThreadsOf<kForwardRows>)
   for (int r = 0; r < R; ++r) {
     const Index i = i0 + row_of<R>(r);
     if (i >= p.queries) continue;
-    const Seen seen = head.seen(i, k0);
+    const Seen seen = seen_of(head, i, k0);
     const float log_sum = lse[index * p.queries + i];
     float* const row = weights + (index * p.queries + i) * p.keys + k0;
 #pragma unroll
@@ -378,7 +414,7 @@ __global__ void __launch_bounds__(kFewThreads)
   const Head head(p, index);
   const Index i = row % p.queries, visible = head.visible(i);
   const int count = visible <= k0 ? 0 : least(kChunk, visible - k0), thread = static_cast<int>(threadIdx.x);
-  const Seen seen = head.seen(i, k0);
+  const Seen seen = seen_of(head, i, k0);
 
   const T* const keys = k + (index * p.keys + k0) * p.d;
 #pragma unroll 4
@@ -448,7 +484,7 @@ __global__ void __launch_bounds__(kFewThreads)
 
   for (int i = 0; i < queries; ++i) {
     const Index row = first + i;
-    const Seen seen = head.seen(i, k0);
+    const Seen seen = seen_of(head, i, k0);
     const float delta = dot(dy + row * p.dv, y + row * p.dv, p.dv, p.aligned), log_sum = lse[row];
 #pragma unroll 4
     for (int j0 = 0; j0 < kTile; j0 += kGroups) {
@@ -606,7 +642,7 @@ __global__ void __launch_bounds__(kThreadsOf<kBackwardRows>, 3 - NC)
       }
     }
     const bool all = own_keys ? head.sees_all(other0, own0 + kTile) : head.sees_all(own0, other0 + kTile);
-    Seen seen = own_keys ? head.seen(other0 + lane(), own0) : head.seen(own0 + first_row(), other0);
+    Seen seen = own_keys ? seen_of(head, other0 + lane(), own0) : seen_of(head, own0 + first_row(), other0);
     static_assert(R == 4, "as many rows as columns: a query may be either");
 #pragma unroll
     for (int a = 0; a < 4; ++a) {  // a query

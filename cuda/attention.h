@@ -14,8 +14,6 @@
 namespace lec7::cuda {
 namespace attention {
 
-constexpr int kTile = 64;         // the most queries that a thread goes down from its first one
-constexpr int kChunk = 256;       // the most keys of a tile
 constexpr Index kFewQueries = 4;  // up to which a tile would be mostly empty
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
@@ -53,37 +51,17 @@ inline unsigned blocks_of(Index count) { return static_cast<unsigned>(std::min<I
 
 __device__ inline int least(Index a, Index b) { return static_cast<int>(a < b ? a : b); }
 
-// What a query sees of the keys of a tile. A thread goes from one of its queries to the next one: an offset for each
-// would stay in registers all the time.
-struct Seen {
-  int queries, keys, diagonal;  // sees key j where queries > 0, j < keys, j < diagonal
-  const bool* keep;
-  const float* add;
-  Index row_step;
-  int key_step;
-
-  __device__ float score(int key, float product) const {
-    if (queries <= 0 || key >= keys || key >= diagonal) return kMinusInfinity;
-    if (keep != nullptr) return keep[key * key_step] ? product : kMinusInfinity;
-    return add == nullptr ? product : product + add[key * key_step];
-  }
-  __device__ void go_down(int rows) {
-    queries -= rows;
-    diagonal += rows;
-    if (keep != nullptr) keep += rows * row_step;
-    if (add != nullptr) add += rows * row_step;
-  }
-};
-
 // One head of one batch entry: what its queries see.
 struct Head {
   const Problem& p;
   Index length, mask_at;
 
-  __device__ Head(const Problem& problem, Index index)
-      : p(problem),
-        length(p.key_lengths == nullptr ? p.keys : p.key_lengths[index / p.heads]),
-        mask_at(index / p.heads * p.stride[0] + index % p.heads * p.stride[1]) {}
+  // Each of them has a block at least: their numbers fit in 32 bits, which are divided faster.
+  __device__ Head(const Problem& problem, Index index) : p(problem) {
+    const auto heads = static_cast<unsigned>(p.heads), i = static_cast<unsigned>(index);
+    length = p.key_lengths == nullptr ? p.keys : p.key_lengths[i / heads];
+    mask_at = i / heads * p.stride[0] + i % heads * p.stride[1];
+  }
 
   // Query i may see the keys before this one.
   __device__ Index visible(Index i) const {
@@ -93,17 +71,6 @@ struct Head {
   // Do the queries from i on see all of the keys before `end`, without a mask?
   __device__ bool sees_all(Index i, Index end) const {
     return p.keep == nullptr && p.add == nullptr && end <= visible(i);
-  }
-  // Query i and the keys from k0 on, as many as a chunk has.
-  __device__ Seen seen(Index i, Index k0) const {
-    const Index at = mask_at + i * p.stride[2] + k0 * p.stride[3];
-    return {least(kTile, p.queries - i),
-            least(kChunk, length - k0),
-            p.causal ? least(kChunk, i + 1 + p.keys - p.queries - k0) : 2 * kChunk,
-            p.keep == nullptr ? nullptr : p.keep + at,
-            p.add == nullptr ? nullptr : p.add + at,
-            p.stride[2],
-            static_cast<int>(p.stride[3])};
   }
 };
 

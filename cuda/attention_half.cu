@@ -205,6 +205,106 @@ __device__ void store_rows(const float (&sums)[M][N][4], const float (&factors)[
   }
 }
 
+// ---- what is seen ----
+
+enum class Side { queries, keys };
+
+struct Range {
+  Index begin, end;
+};
+
+// The rows of the other side that `count` rows of one side, from `first` on, have to do with.
+template <Side own>
+__device__ Range range_of(const Head& head, Index first, int count) {
+  const Problem& p = head.p;
+  if constexpr (own == Side::queries) {
+    const Index last = (first + count < p.queries ? first + count : p.queries) - 1;
+    return {0, first <= last ? head.visible(last) : 0};
+  } else {
+    const Index query = first - (p.keys - p.queries);  // the first one that sees key `first`
+    return {p.causal && query > 0 ? query : 0, first < head.length ? p.queries : 0};
+  }
+}
+
+// What the 16 M rows from `row` on, of one side, and the 8 N rows of the other side from `column` on see of each other.
+// Made before the scores, which take most of the registers.
+template <Side own, int M, int N>
+class Seen {
+ public:
+  __device__ Seen(const Head& head, Index row, Index column)
+      : head_(head),
+        row_(row + g()),
+        column_(column + 2 * t()),
+        // With a scale that is not positive the largest product would not be the largest score.
+        all_(head.p.scale > 0 &&
+             (own == Side::queries ? head.sees_all(row, column + 8 * N) : head.sees_all(column, row + 16 * M))) {
+    if (all_) return;
+    int begin[2 * M], end[2 * M];  // the columns that a row sees
+#pragma unroll
+    for (int r = 0; r < 2 * M; ++r) {
+      const Range range = range_of<own>(head, row_ + 8 * r, 1);
+      begin[r] = own == Side::queries || range.begin <= column_ ? 0 : least(8 * N, range.begin - column_);
+      end[r] = range.end <= column_ ? 0 : least(8 * N, range.end - column_);
+    }
+    const bool* keep = head.p.keep;
+    if (keep != nullptr) keep += offset();
+    const Index down = 8 * step(own), across = step(other);
+#pragma unroll 2  // further, this would be most of the kernel
+    for (int n = 0; n < N; ++n) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+#pragma unroll
+        for (int r = 0; r < 2 * M; ++r) {
+          bool sees = begin[r] <= 8 * n + e && 8 * n + e < end[r];
+          if (keep != nullptr && sees) sees = keep[r * down];
+          bits_[r / 2] |= static_cast<unsigned>(sees) << (4 * n + r % 2 * 2 + e);
+        }
+        if (keep != nullptr) keep += e == 0 ? across : 7 * across;
+      }
+    }
+  }
+
+  // What turns scores, as mask() leaves them, into powers of two.
+  __device__ float unit() const { return all_ ? head_.p.scale * kLog2e : kLog2e; }
+
+  // Products become scores, -inf where a query does not see a key; they stay products where all is seen.
+  __device__ void mask(float (&products)[M][N][4]) const {
+    if (all_) return;
+#pragma unroll
+    for (int r = 0; r < 2 * M; ++r) {
+#pragma unroll
+      for (int c = 0; c < 2 * N; ++c) {
+        float& x = products[r / 2][c / 2][r % 2 * 2 + c % 2];
+        x = sees(r, c) ? head_.p.scale * x : kMinusInfinity;
+      }
+    }
+    if (head_.p.add == nullptr) return;
+    const Index across = step(other);
+#pragma unroll
+    for (int r = 0; r < 2 * M; ++r) {
+      const float* add = head_.p.add + offset() + 8 * r * step(own);
+#pragma unroll
+      for (int c = 0; c < 2 * N; ++c) {
+        if (sees(r, c)) products[r / 2][c / 2][r % 2 * 2 + c % 2] += *add;
+        add += c % 2 == 0 ? across : 7 * across;
+      }
+    }
+  }
+
+ private:
+  static constexpr Side other = own == Side::queries ? Side::keys : Side::queries;
+  // Where a mask has its elements.
+  __device__ Index step(Side side) const { return head_.p.stride[side == Side::queries ? 2 : 3]; }
+  __device__ Index offset() const { return head_.mask_at + row_ * step(own) + column_ * step(other); }
+  // This thread's rows (8 apart) and columns (1 and 7 apart).
+  __device__ bool sees(int r, int c) const { return (bits_[r / 2] >> (c / 2 * 4 + r % 2 * 2 + c % 2) & 1) != 0; }
+
+  const Head& head_;
+  Index row_, column_;
+  bool all_;
+  unsigned bits_[M] = {};  // bit 4n + i: products[m][n][i]
+};
+
 // ---- forward ----
 
 template <class T, int D>
@@ -215,15 +315,13 @@ __global__ void __launch_bounds__(kBlock)
   uint4* const q_tile = shared;
   const auto k_tile = [&](int stage) { return shared + (kRows + 2 * stage * kKeys) * kChunks<D>; };
   const auto v_tile = [&](int stage) { return k_tile(stage) + kKeys * kChunks<D>; };
-  const Index tiles = (p.queries + kRows - 1) / kRows, index = blockIdx.x / tiles;
+  const auto tiles = static_cast<unsigned>((p.queries + kRows - 1) / kRows);
+  const Index index = blockIdx.x / tiles;
   // The last queries first: with a causal rule they see the most keys.
-  const Index i0 = (tiles - 1 - blockIdx.x % tiles) * kRows, own0 = i0 + 16 * M * warp();
+  const Index i0 = Index{tiles - 1 - blockIdx.x % tiles} * kRows, own0 = i0 + 16 * M * warp();
   const Head head(p, index);
-  const auto visible_to = [&](Index first, int count) -> Index {  // the most keys of these queries
-    if (first >= p.queries) return 0;
-    return head.visible((first + count < p.queries ? first + count : p.queries) - 1);
-  };
-  const Index visible = visible_to(i0, kRows), visible_here = visible_to(own0, 16 * M);
+  const Index visible = range_of<Side::queries>(head, i0, kRows).end;
+  const Index visible_here = range_of<Side::queries>(head, own0, 16 * M).end;
   const Matrix<T> queries{q + index * p.queries * p.d, p.queries, p.d};
   const Matrix<T> keys{k + index * p.keys * p.d, head.length, p.d};
   const Matrix<T> values{v + index * p.keys * p.dv, head.length, p.dv};
@@ -254,28 +352,12 @@ __global__ void __launch_bounds__(kBlock)
     copy_keys(k0 + kKeys, stage ^ 1);
     if (k0 >= visible_here) continue;
 
+    const Seen<Side::queries, M, N> seen(head, own0, k0);
     float scores[M][N][4] = {};
     add_dot_products<T>(own, k_tile(stage), scores);
+    seen.mask(scores);
 
-    // With a scale that is not positive the largest product would not be the largest score.
-    const bool all = p.scale > 0 && head.sees_all(own0, k0 + kKeys);
-    const float unit = all ? p.scale * kLog2e : kLog2e;
-    if (!all) {
-      Seen seen = head.seen(own0 + g(), k0);
-#pragma unroll
-      for (int r = 0; r < 2 * M; ++r) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            float& s = scores[r / 2][n][r % 2 * 2 + e];
-            s = seen.score(8 * n + 2 * t() + e, p.scale * s);
-          }
-        }
-        seen.go_down(8);
-      }
-    }
-
+    const float unit = seen.unit();
     float most[2 * M];
     bool grows = false;
 #pragma unroll
@@ -360,8 +442,6 @@ __global__ void __launch_bounds__(kThreads)
   statistics[row] = make_float2(log_sum == kMinusInfinity ? -kMinusInfinity : kLog2e * log_sum, sum);
 }
 
-enum class Side { queries, keys };
-
 template <Side own, int D>
 constexpr int kSums = own == Side::keys && D > 128 ? 128 : D;  // columns of da and db that a block accumulates
 
@@ -385,9 +465,11 @@ __global__ void __launch_bounds__(kBlock)
     return reinterpret_cast<float2*>(other_a(kStages)) + stage * kOther<D>;
   };
 
-  const Index own_count = own_keys ? p.keys : p.queries, tiles = (own_count + kOwn - 1) / kOwn;
+  const Index own_count = own_keys ? p.keys : p.queries;
+  const auto tiles = static_cast<unsigned>((own_count + kOwn - 1) / kOwn);
   // The rows with the most work first, where there is a causal rule: the first keys, the last queries.
-  const Index index = blockIdx.x / tiles, nth = blockIdx.x % tiles, own0 = (own_keys ? nth : tiles - 1 - nth) * kOwn;
+  const unsigned nth = blockIdx.x % tiles;
+  const Index index = blockIdx.x / tiles, own0 = Index{own_keys ? nth : tiles - 1 - nth} * kOwn;
   const Index here = own0 + 16 * warp();
   const int first_chunk = static_cast<int>(blockIdx.y) * C;
   const Head head(p, index);
@@ -397,20 +479,7 @@ __global__ void __launch_bounds__(kBlock)
                              {v + index * p.keys * p.dv, head.length, p.dv}};
   statistics += index * p.queries;
 
-  // The rows of the other side that `count` own ones from `first` on have to do with.
-  struct Range {
-    Index begin, end;
-  };
-  const auto range_of = [&](Index first, int count) -> Range {
-    if constexpr (own_keys) {
-      const Index query = first - (p.keys - p.queries);  // the first one that sees key `first`
-      return {p.causal && query > 0 ? query : 0, first < head.length ? p.queries : 0};
-    } else {
-      if (first >= p.queries) return {0, 0};
-      return {0, head.visible((first + count < p.queries ? first + count : p.queries) - 1)};
-    }
-  };
-  const Range range = range_of(own0, kOwn), range_here = range_of(here, 16);
+  const Range range = range_of<own>(head, own0, kOwn), range_here = range_of<own>(head, here, 16);
 
   const auto copy_other = [&](Index row, int stage) {
     if (row < range.end) {
@@ -449,40 +518,13 @@ __global__ void __launch_bounds__(kBlock)
     copy_other(other0 + kOther<D>, stage ^ 1);
     if (other0 >= range_here.end || other0 + kOther<D> <= range_here.begin) continue;
 
+    const Seen<own, 1, N> seen(head, here, other0);
     float probabilities[1][N][4] = {}, ds[1][N][4] = {};
     add_dot_products<T>(a_rows, other_a(stage), probabilities);
     if (da != nullptr) add_dot_products<T>(b_rows, other_b(stage), ds);
+    seen.mask(probabilities);
 
-    const bool all = own_keys ? head.sees_all(other0, here + 16) : head.sees_all(here, other0 + kOther<D>);
-    const float unit = all ? p.scale * kLog2e : kLog2e;
-    if (!all) {
-      Seen seen = own_keys ? head.seen(other0 + 2 * t(), here) : head.seen(here + g(), other0);
-      if constexpr (own_keys) {
-#pragma unroll
-        for (int n = 0; n < N; ++n) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {  // the first query with both keys, then the second one
-            float& s = probabilities[0][n][i % 2 * 2 + i / 2];
-            s = seen.score(g() + i % 2 * 8, p.scale * s);
-            if (i == 1) seen.go_down(1);
-          }
-          seen.go_down(7);
-        }
-      } else {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-#pragma unroll
-          for (int n = 0; n < N; ++n) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              float& s = probabilities[0][n][2 * h + e];
-              s = seen.score(8 * n + 2 * t() + e, p.scale * s);
-            }
-          }
-          seen.go_down(8);
-        }
-      }
-    }
+    const float unit = seen.unit();
 #pragma unroll
     for (int n = 0; n < N; ++n) {
 #pragma unroll

@@ -30,15 +30,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 struct Mask {
-  std::uint64_t seed;
-  Number<std::uint64_t> offset;
+  Number<std::uint64_t> seed, offset;
   unsigned threshold;
   float scale;
   Index repeated, channels;  // numbers that share a row of the mask, or 0: each has its own word
 
   __device__ Index word(Index i) const { return repeated == 0 ? i : i / repeated * channels + i % channels; }
   __device__ uint4 words(Index word) const {
-    return philox_block(seed, offset.get(), static_cast<std::uint64_t>(word) / 4);
+    return philox_block(seed.get(), offset.get(), static_cast<std::uint64_t>(word) / 4);
   }
   __device__ float apply(unsigned word, float x) const { return word >= threshold ? x * scale : 0.0f; }
 };

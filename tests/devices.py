@@ -13,6 +13,8 @@ from lec7 import cuda
 
 # Read by the host, whatever the backend.
 ON_THE_HOST = ("lengths", "key_lengths")
+# float32 beside arrays of 16 bits.
+SINGLE = ("mask", "lse")
 
 
 class DeviceOps:
@@ -56,7 +58,11 @@ class DeviceOps:
         def call(*args: Any, **kwargs: Any) -> Any:
             sent: list[tuple[ndarray, Any]] = []
             inputs = [self._send(a, sent) for a in args]
-            options = {k: a if k in ON_THE_HOST else self._send(a, sent) for k, a in kwargs.items()}
+            single = DeviceOps(self._module, self._name)
+            options = {
+                k: a if k in ON_THE_HOST else (single if k in SINGLE else self)._send(a, sent)
+                for k, a in kwargs.items()
+            }
             result = function(*inputs, **options)
             for array, device in sent:
                 now = self._numpy(device)

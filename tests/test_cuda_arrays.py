@@ -60,6 +60,7 @@ def test_sums_and_transposes(cuda, x):
     np.testing.assert_array_equal(same.numpy(), x + x + x)
     number = cuda.to_device(np.float32(1.5))
     assert (float(number), number.item(), int(number)) == (1.5, 1.5, 1)
+    assert (f"{number:.2f}", f"{number}") == ("1.50", repr(number))
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -338,3 +339,21 @@ def test_numbers_that_replays_would_repeat_are_refused(cuda, x):
         with pytest.raises(RuntimeError, match=f"repeat this {argument} at every replay"), cuda.Graph():
             call()
     np.testing.assert_array_equal(device.numpy(), x)
+
+
+def test_a_graph_keeps_what_it_uses(cuda, x):
+    before = cuda.memory_info()["in_use"]
+    device, total = cuda.to_device(x), cuda.zeros((1, *x.shape))
+    with cuda.Graph() as graph:
+        y = cuda.relu_forward(device)
+        y += y[:]
+        view = total[0]
+        view += y
+    del device, y, view
+    filler = [cuda.to_device(np.full(x.shape, np.nan, np.float32)) for _ in range(4)]
+    for _ in range(3):
+        graph.replay()
+    np.testing.assert_array_equal(total.numpy()[0], 6 * np.maximum(x, 0))
+    del graph, total, filler
+    gc.collect()
+    assert cuda.memory_info()["in_use"] == before

@@ -132,14 +132,15 @@ def test_dropout_rejects():
 
 
 @pytest.mark.parametrize("whole_channels", [False, True])
-def test_dropout_reads_an_offset_on_the_device(whole_channels, device, rng):
+def test_dropout_reads_seed_and_offset_on_the_device(whole_channels, device, rng):
     x, dy = normal(rng, 5, 4, 7), normal(rng, 5, 4, 7)
     for offset in (0, 1, 2**40 + 3, 2**64 - 1):
-        there = np.array(offset, np.uint64).view(np.int64)
-        results = []
-        for given in (offset, there):
-            run = forward_and_backward(p=0.4, seed=9, offset=given, whole_channels=whole_channels)
-            results.append([y.tobytes() for y in run(device, x, dy)])
-        assert results[0] == results[1]
+        seed = offset ^ 0x9E3779B97F4A7C15
+        there = {k: np.array(v, np.uint64).view(np.int64) for k, v in (("seed", seed), ("offset", offset))}
+        results = set()
+        for given in ({}, {"seed": there["seed"]}, {"offset": there["offset"]}, there):
+            options = {"p": 0.4, "seed": seed, "offset": offset, "whole_channels": whole_channels, **given}
+            results.add(tuple(y.tobytes() for y in forward_and_backward(**options)(device, x, dy)))
+        assert len(results) == 1
     with pytest.raises(TypeError, match="dropout: offset must be int64 on a GPU; got dtype int32"):
         device.dropout_forward(x, p=0.4, seed=9, offset=np.array(0, np.int32))

@@ -256,10 +256,10 @@ def test_adam_on_the_device_knows_its_step(device, rng):
 
 def test_clip_scale_stays_on_the_device(cuda):
     for norm, limit, scale in ((0.0, 1.0, 1.0), (2.0, 2.0, 1.0), (8.0, 2.0, 0.25), (np.inf, 1.0, 0.0)):
-        assert float(cuda.clip_scale(cuda.to_device(np.array(norm)), limit)) == scale
-    assert math.isnan(float(cuda.clip_scale(cuda.to_device(np.array(np.nan)), 1.0)))
+        assert float(cuda._clip_scale(cuda.to_device(np.array(norm)), limit)) == scale
+    assert math.isnan(float(cuda._clip_scale(cuda.to_device(np.array(np.nan)), 1.0)))
     with pytest.raises(TypeError, match="clip_scale"):
-        cuda.clip_scale(2.0, 1.0)
+        cuda._clip_scale(2.0, 1.0)
 
 
 def test_numbers_on_the_device_are_of_one_kind(cuda):

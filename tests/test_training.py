@@ -437,3 +437,15 @@ def test_many_to_one_learns_from_the_first_token() -> None:
         tokens = rng.integers(0, 4, (8, 32)).astype(np.int32)
         result = trainer.step(tokens, tokens[0])
     assert result.loss < 0.1
+
+
+def test_an_update_takes_a_schedule():
+    """Of the updates that the optimizer has made."""
+    schedule = optimizers.staircase(0.5, 2)
+    grads = np.linspace(-1, 1, 7, dtype=np.float32)
+    params, expected = np.ones(7, np.float32), np.ones(7, np.float32)
+    by_schedule, by_number = optimizers.Adam(), optimizers.Adam()
+    for step in range(5):
+        by_schedule.update(params, grads, lr=schedule)
+        by_number.update(expected, grads, lr=schedule(step))
+        np.testing.assert_array_equal(params, expected)

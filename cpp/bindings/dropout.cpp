@@ -19,18 +19,19 @@ std::uint64_t parse_unsigned(const char* argument, py::handle value) {
   throw py::type_error(std::string("dropout: ") + argument + " is an integer; got " + std::string(py::repr(value)));
 }
 
-Number<std::uint64_t> parse_offset(py::handle offset) {
-  if (const void* at = number_on_device("dropout", "offset", offset, DType::int64)) {
+Number<std::uint64_t> parse_bits(const char* argument, py::handle value) {
+  if (const void* at = number_on_device("dropout", argument, value, DType::int64)) {
     return {0, static_cast<const std::uint64_t*>(at)};
   }
-  return parse_unsigned("offset", offset);
+  return parse_unsigned(argument, value);
 }
 
 // Forward and backward are the same function.
 py::object dropout(const char* argument, py::handle x_, double p, py::handle seed, py::handle offset,
                    bool whole_channels) {
   const Array x = float_array("dropout", argument, x_);
-  const Dropout shape = dropout_shape(x.shape(), p, parse_unsigned("seed", seed), parse_offset(offset), whole_channels);
+  const Dropout shape =
+      dropout_shape(x.shape(), p, parse_bits("seed", seed), parse_bits("offset", offset), whole_channels);
   const Array y = new_array(x.dtype(), x.shape());
   with_float(x.dtype(), [&]<class T> {
     const py::gil_scoped_release unlocked;

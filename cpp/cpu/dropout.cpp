@@ -94,14 +94,14 @@ void dropout(const Dropout& s, const T* x, T* y) {
       std::uint32_t words[words_of(kBlockCounters)];
       for (Index i = begin; i < end; i += 4 * kBlockCounters) {
         const Index n = std::min(4 * kBlockCounters, end - i);
-        philox(s.seed, s.offset.value, static_cast<std::uint64_t>(i / 4), (n + 3) / 4, words);
+        philox(s.seed.value, s.offset.value, static_cast<std::uint64_t>(i / 4), (n + 3) / 4, words);
         drop(n, words, threshold, scale, x + i, y + i);
       }
     });
     return;
   }
   memory::Buffer<std::uint32_t> words(words_of((masked + 3) / 4) + W<std::uint32_t>);
-  philox(s.seed, s.offset.value, 0, (masked + 3) / 4, words.data());
+  philox(s.seed.value, s.offset.value, 0, (masked + 3) / 4, words.data());
   const Index rows = s.rows * s.repeats;
   parallel_ranges(rows, std::max<Index>(1, kGrain / std::max<Index>(1, s.channels)), [&](Index begin, Index end) {
     for (Index row = begin; row < end; ++row) {

@@ -18,6 +18,7 @@ namespace lec7::cpu::LEC7_ISA {
 namespace {
 
 constexpr Index kBandNumbers = 1 << 13;  // of what goes in and comes out, in a band
+constexpr Index kTogether = 4;           // images in a band at least, where they are small
 constexpr Index kGradientTasks = 16;     // split the bands into chunks until there are as many
 constexpr int kRegisters = kVectorBytes == 64 ? 32 : 16;
 
@@ -131,7 +132,11 @@ struct Bands {
     // Lines above and below are split again for the next band.
     const Index least = 4 * (wh.extent() - 1) / wh.stride + 1;
     lines = std::clamp<Index>(std::max(kBandNumbers / line_numbers, least), 1, wh.out);
-    images = lines < wh.out ? 1 : std::clamp<Index>(kBandNumbers / (line_numbers * wh.out), 1, count_images());
+    // Where much of the taps lies outside, a tile that takes the same line of several images leaves those out.
+    const Index image_numbers = line_numbers * wh.out;
+    const bool edges = 5 * (wh.extent() - 1) >= wh.out && image_numbers <= kBandNumbers;
+    const Index some = edges ? kTogether : 1;
+    images = lines < wh.out ? 1 : std::min(std::max(kBandNumbers / image_numbers, some), count_images());
     x_lines = (lines - 1) * wh.stride + wh.extent();
   }
   Index count_images() const { return c.batch * c.windows[0].out; }
@@ -173,18 +178,19 @@ struct Bands {
     zero_run(W<T>, planes);
   }
 
-  // Calls body(vector, position, count): `count` neighbouring positions of y, from `position` on, whose windows begin
-  // at `vector` in the planes of the first channel.
+  // Calls body(vector, position, count, taps): `count` neighbouring positions of y, from `position` on, whose windows
+  // begin at `vector` in the planes of the first channel and meet x with these rows of taps.
   template <class Body>
   void for_vectors(Index band, int width, Body&& body) const {
     const auto& [wd, wh, ww] = c.windows;
     const Index first = band / parts() * images, line = band % parts() * lines;
     const Index last = std::min(first + images, count_images()), some = std::min(lines, wh.out - line);
-    for (Index image = first; image < last; ++image) {
-      for (Index i = 0; i < some; ++i) {
+    for (Index i = 0; i < some; ++i) {
+      const Range taps = wh.taps(line + i);
+      for (Index image = first; image < last; ++image) {
         for (Index w = 0; w < ww.out; w += width) {
           body((image - first) * image_size() + i * wh.stride * pitch + w, (image * wh.out + line + i) * ww.out + w,
-               std::min<Index>(width, ww.out - w));
+               std::min<Index>(width, ww.out - w), taps);
         }
       }
     }
@@ -205,11 +211,13 @@ struct Bands {
 
 struct Vector {
   Index x, position, count;
+  Range taps;
 };
 
 Index list_vectors(const Bands& bands, Index band, int width, Vector* vectors) {
   Vector* next = vectors;
-  bands.for_vectors(band, width, [&](Index x, Index position, Index count) { *next++ = {x, position, count}; });
+  bands.for_vectors(band, width,
+                    [&](Index x, Index position, Index count, Range taps) { *next++ = {x, position, count, taps}; });
   return next - vectors;
 }
 
@@ -218,10 +226,13 @@ inline constexpr int kVectors = std::clamp((kRegisters - 2) / (F + 1), 1, 8);  /
 template <int F>
 inline constexpr int kTaps = std::clamp((kRegisters - 2) / F - 1, 1, 8);  // F K sums, F of dy, one of x
 
-// V vectors of positions.
+// V vectors of positions; `line`: the numbers of a patch in a row of taps.
 template <class T, int F, int V>
-LEC7_INLINE void convolve_tile(Index depth, const Index* offset, const T* planes, const Vector* at, const T* weights,
+LEC7_INLINE void convolve_tile(Index line, const Index* offset, const T* planes, const Vector* at, const T* weights,
                                const T* bias, T* y) {
+  Range taps = at[0].taps;  // that one of the vectors needs: what is outside x is zero
+  LEC7_UNROLL
+  for (int v = 1; v < V; ++v) taps = {std::min(taps.begin, at[v].taps.begin), std::max(taps.end, at[v].taps.end)};
   const T* x[V];
   LEC7_UNROLL
   for (int v = 0; v < V; ++v) x[v] = planes + at[v].x;
@@ -231,7 +242,8 @@ LEC7_INLINE void convolve_tile(Index depth, const Index* offset, const T* planes
     LEC7_UNROLL
     for (int f = 0; f < F; ++f) sum[v][f] = bias == nullptr ? Vec<T>{} : broadcast(bias[f]);
   }
-  for (Index k = 0; k < depth; ++k, weights += F) {
+  weights += taps.begin * line * F;
+  for (Index k = taps.begin * line; k < taps.end * line; ++k, weights += F) {
     Vec<T> cell[V];
     LEC7_UNROLL
     for (int v = 0; v < V; ++v) cell[v] = load(x[v] + offset[k]);
@@ -317,7 +329,8 @@ void convolve_planar(const Convolution& c, const T* x, const Filters<T>& filters
         bands.split(band, x, planes);
         const Index count = list_vectors(bands, band, W<T>, list);
         const auto tile = [&]<int V>(Index v) {
-          convolve_tile<T, F, V>(depth, offsets.data(), planes, list + v, weights.data(), bias, y);
+          convolve_tile<T, F, V>(depth / c.windows[1].kernel, offsets.data(), planes, list + v, weights.data(), bias,
+                                 y);
         };
         constexpr int V = kVectors<F>;
         // The last tile takes some vectors again.

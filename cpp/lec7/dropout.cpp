@@ -2,7 +2,8 @@
 
 namespace lec7 {
 
-Dropout dropout_shape(const Shape& x, double p, std::uint64_t seed, Number<std::uint64_t> offset, bool whole_channels) {
+Dropout dropout_shape(const Shape& x, double p, Number<std::uint64_t> seed, Number<std::uint64_t> offset,
+                      bool whole_channels) {
   if (!(p >= 0 && p < 1)) fail("dropout", "p is in [0, 1); got " + std::to_string(p));
   if (!whole_channels) return {1, 1, x.size(), p, seed, offset};
   if (x.rank() < 2)

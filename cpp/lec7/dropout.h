@@ -16,12 +16,12 @@ namespace lec7 {
 struct Dropout {
   Index rows, repeats, channels;  // the mask is (rows, channels), each row of it used `repeats` times
   double p;
-  std::uint64_t seed;
-  Number<std::uint64_t> offset;
+  Number<std::uint64_t> seed, offset;
 
   std::uint32_t threshold() const { return static_cast<std::uint32_t>(p * 4294967296.0); }
 };
-Dropout dropout_shape(const Shape& x, double p, std::uint64_t seed, Number<std::uint64_t> offset, bool whole_channels);
+Dropout dropout_shape(const Shape& x, double p, Number<std::uint64_t> seed, Number<std::uint64_t> offset,
+                      bool whole_channels);
 
 }  // namespace lec7
 

@@ -9,6 +9,7 @@
 #include "../arrays.h"
 #include "dlpack.h"
 #include "lec7/merge.h"
+#include "stream.h"
 
 namespace lec7::bindings {
 namespace {
@@ -34,6 +35,7 @@ const DeviceArray& usable(const DeviceArray& array) {
              ", the current device is cuda:" + std::to_string(cuda::current_device()),
          {{"array", array.shape}});
   }
+  keep_for_replays(array.block);
   return array;
 }
 
@@ -242,7 +244,8 @@ Block::Block(std::size_t bytes)
       bytes_(bytes),
       device_(cuda::current_device()),
       stream_(cuda::shared_current_stream()),
-      foreign_(false) {}
+      foreign_(false),
+      recorded_(cuda::capturing()) {}
 
 Block::Block(void* data, std::size_t bytes, int device, py::object owner)
     : data_(data),
@@ -250,7 +253,8 @@ Block::Block(void* data, std::size_t bytes, int device, py::object owner)
       device_(device),
       stream_(cuda::shared_current_stream()),
       owner_(std::move(owner)),
-      foreign_(true) {}
+      foreign_(true),
+      recorded_(false) {}
 
 Block::~Block() { free(); }
 
@@ -323,6 +327,11 @@ void bind_device_array(py::module_& m) {
       .def("numpy", &to_numpy, "A copy as a NumPy array; waits for the stream.")
       .def("item", &item, "The one element as a Python number; waits for the stream.")
       .def("__float__", [](const DeviceArray& a) { return py::float_(item(a)); })
+      .def("__format__",
+           [](const py::object& self, const py::str& spec) -> py::object {
+             if (py::len(spec) == 0) return py::str(self);
+             return item(py::cast<const DeviceArray&>(self)).attr("__format__")(spec);
+           })
       .def("__int__", [](const DeviceArray& a) { return py::int_(item(a)); })
       .def("__len__",
            [](const DeviceArray& a) {

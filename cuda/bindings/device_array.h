@@ -26,6 +26,8 @@ class Block {
   // Gives the memory back at once; arrays that view it refuse to be used from then on.
   void free();
   bool freed() const { return freed_; }
+  // Made while a graph recorded: the memory is the graph's.
+  bool recorded() const { return recorded_; }
   // What was launched for it on the stream that it was made on comes before what the current stream does next.
   void join_current_stream() const;
 
@@ -35,7 +37,7 @@ class Block {
   int device_;
   cuda::Stream stream_;
   py::object owner_;
-  bool foreign_, freed_ = false;
+  bool foreign_, recorded_, freed_ = false;
 };
 
 struct DeviceArray {

@@ -86,7 +86,7 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
       "set_allow_tf32", &cuda::set_allow_tf32, py::arg("allow"),
       "Let products and convolutions round their operands to tf32 (10 bits of fraction, the sums stay float32), which "
       "tensor cores multiply faster, from compute capability 8.0 on. At first they may not.");
-  m.def("clip_scale", &clip_scale, py::arg("norm"), py::arg("limit"),
+  m.def("_clip_scale", &clip_scale, py::arg("norm"), py::arg("limit"),
         "What gradients of this norm are multiplied by so that it is at most `limit`: 1, or limit / norm.");
   m.def(
       "compute_capability", [](int device) { return cuda::properties(device).compute_capability; }, py::arg("device"),

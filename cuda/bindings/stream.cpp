@@ -3,6 +3,8 @@
 #include <bit>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -83,6 +85,7 @@ class Graph {
     if (!recording().is(self)) throw std::runtime_error("lec7.cuda.Graph.each_replay: only while it records");
     return py::cast<Graph&>(self).add(calls_of(self), call, dtype);
   }
+  void keep(const std::shared_ptr<Block>& block) { kept_.insert(block); }
   static void replay(const py::object& self) {
     auto& graph = py::cast<Graph&>(self);
     if (graph.executable_ == nullptr) throw std::runtime_error("lec7.cuda.Graph: it has recorded nothing yet");
@@ -101,6 +104,7 @@ class Graph {
     cuda::prepare_capture();
     self.attr("_calls") = py::list();
     used_ = 0;
+    kept_.clear();
     stream_.enter();
     try {
       numbers_ = new_device_array(DType::int64, Shape{kMostNumbers});
@@ -117,7 +121,8 @@ class Graph {
     const std::string name = py::str(dtype);
     if (!dtype.is_none() && name != "int64" && name != "float64")
       throw py::value_error("each_replay: dtype is int64 or float64");
-    if (used_ == kMostNumbers) throw std::runtime_error("lec7.cuda.Graph: more numbers than it has room for");
+    if (!dtype.is_none() && used_ == kMostNumbers)
+      throw std::runtime_error("lec7.cuda.Graph: at most " + std::to_string(kMostNumbers) + " numbers are possible");
     calls.append(py::make_tuple(call, dtype));
     if (dtype.is_none()) return py::none();
     DeviceArray number = *numbers_;
@@ -152,10 +157,15 @@ class Graph {
   cudaGraphExec_t executable_ = nullptr;
   py::handle outer_;  // the graph that was recording before
   std::optional<DeviceArray> numbers_;
+  std::set<std::shared_ptr<Block>> kept_;  // what it reads and writes
   Index used_ = 0;
 };
 
 }  // namespace
+
+void keep_for_replays(const std::shared_ptr<Block>& block) {
+  if (recorder && !block->recorded() && cuda::capturing()) py::cast<Graph&>(recorder).keep(block);
+}
 
 void bind_stream(py::module_& m) {
   py::class_<Stream>(m, "Stream", py::module_local(),

@@ -26,7 +26,6 @@ _COMPILED = (
     "Graph",
     "Stream",
     "allow_tf32",
-    "clip_scale",
     "compute_capability",
     "current_device",
     "device_count",

@@ -192,5 +192,5 @@ def clip_scale(norm: float | Array, limit: float | None) -> float | Array:
     if limit is not None and on_device(norm):
         from lec7 import cuda
 
-        return cuda.clip_scale(norm, limit)
+        return cuda._module()._clip_scale(norm, limit)
     return 1.0 if limit is None or norm <= limit else limit / norm

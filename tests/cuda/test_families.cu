@@ -396,32 +396,42 @@ TEST(embeddings) {
   }
 }
 
+struct AttentionCase {
+  Index n, heads, queries, keys, d, dv;
+  bool causal, weights;
+};
+
+template <class T>
+void run_attention(const AttentionCase& test) {
+  const auto [n, heads, queries, keys, d, dv, causal, want_weights] = test;
+  const Trying scope(text("queries=", queries, ", keys=", keys, ", d=", d, ", causal=", causal));
+  const Shape q_shape{n, heads, queries, d}, k_shape{n, heads, keys, d}, v_shape{n, heads, keys, dv};
+  const AttentionShape shape = attention_shape(q_shape, k_shape, v_shape, true);
+  AttentionParams<float> params{};
+  params.scale = 0.3f;
+  params.causal = causal;
+  if (n > 1) params.key_lengths = {keys, keys / 2};
+  auto q = floats<T>(q_shape.size(), 1), k = floats<T>(k_shape.size(), 2), v = floats<T>(v_shape.size(), 3);
+  auto dy = floats<T>(shape.y.size(), 4);
+  same_in_every_order([&] {
+    auto y = empty<T>(shape.y.size()), dq = empty<T>(q_shape.size()), dk = empty<T>(k_shape.size());
+    auto dvalues = empty<T>(v_shape.size()), weights = empty<T>(want_weights ? shape.weights().size() : 0);
+    auto lse = empty(shape.lse);
+    attention_forward<T>(shape, params, q.data(), k.data(), v.data(), y.data(), lse.data(),
+                         want_weights ? weights.data() : nullptr);
+    attention_backward<T>(shape, params, dy.data(), q.data(), k.data(), v.data(), y.data(), lse.data(), dq.data(),
+                          dk.data(), dvalues.data());
+    return Results(y, lse, weights, dq, dk, dvalues);
+  });
+}
+
 TEST(attention) {
-  struct Case {
-    Index n, heads, queries, keys, d, dv;
-    bool causal;
-  };
-  for (const Case& test :
-       {Case{1, 1, 1, 1, 1, 1, false}, Case{2, 2, 1, 70, 16, 8, false}, Case{1, 1, 2, 300, 4, 70, false},
-        Case{1, 1, 5, 70, 200, 260, true}, Case{1, 2, 70, 67, 32, 32, false}, Case{1, 1, 65, 65, 64, 64, true},
-        Case{2, 1, 33, 40, 20, 12, true}}) {
-    const auto [n, heads, queries, keys, d, dv, causal] = test;
-    const Trying scope(text("queries=", queries, ", keys=", keys, ", d=", d, ", causal=", causal));
-    const Shape q_shape{n, heads, queries, d}, k_shape{n, heads, keys, d}, v_shape{n, heads, keys, dv};
-    const AttentionShape shape = attention_shape(q_shape, k_shape, v_shape, true);
-    AttentionParams<float> params{};
-    params.scale = 0.3f;
-    params.causal = causal;
-    if (n > 1) params.key_lengths = {keys, keys / 2};
-    auto q = floats(q_shape, 1), k = floats(k_shape, 2), v = floats(v_shape, 3), dy = floats(shape.y, 4);
-    same_in_every_order([&] {
-      auto y = empty(shape.y), lse = empty(shape.lse), dq = empty(q_shape), dk = empty(k_shape),
-           dvalues = empty(v_shape), weights = empty(shape.weights());
-      attention_forward<float>(shape, params, q.data(), k.data(), v.data(), y.data(), lse.data(), weights.data());
-      attention_backward<float>(shape, params, dy.data(), q.data(), k.data(), v.data(), y.data(), lse.data(), dq.data(),
-                                dk.data(), dvalues.data());
-      return Results(y, lse, weights, dq, dk, dvalues);
-    });
+  for (const AttentionCase& test :
+       {AttentionCase{1, 1, 1, 1, 1, 1, false, true}, AttentionCase{2, 2, 1, 70, 16, 8, false, true},
+        AttentionCase{1, 1, 2, 300, 4, 70, false, true}, AttentionCase{1, 1, 5, 70, 200, 260, true, true},
+        AttentionCase{1, 2, 70, 67, 32, 32, false, true}, AttentionCase{1, 1, 65, 65, 64, 64, true, true},
+        AttentionCase{2, 1, 33, 40, 20, 12, true, true}}) {
+    run_attention<float>(test);
   }
 }
 
@@ -459,6 +469,17 @@ void run_recurrence(Cell cell, const Recurrence& test) {
     if (lstm) results.add(c_last), results.add(dc0);
     return results;
   });
+}
+
+// On tensor cores, with rows of 64, 128 and 256 numbers; few queries; by way of float32.
+TEST(attention_of_16_bits) {
+  for (const AttentionCase& test :
+       {AttentionCase{1, 1, 70, 200, 64, 40, false, false}, AttentionCase{2, 1, 150, 150, 64, 64, true, false},
+        AttentionCase{1, 1, 40, 100, 72, 128, false, false}, AttentionCase{1, 1, 33, 50, 256, 136, true, false},
+        AttentionCase{1, 1, 2, 300, 8, 8, false, false}, AttentionCase{1, 1, 9, 20, 8, 12, false, true}}) {
+    run_attention<bfloat16>(test);
+  }
+  run_attention<float16>({1, 1, 70, 100, 8, 16, true, false});
 }
 
 // One kernel for all steps; step by step where rows are many.

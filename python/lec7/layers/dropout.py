@@ -31,7 +31,7 @@ class Dropout(Layer):
     def forward(self, x: Array, *, training: bool = False) -> tuple[Array, Any]:
         if not training or self.p == 0:
             return x, None
-        seed = int(self._buffers["philox"][0])
+        seed = each_time(lambda: int(self._buffers["philox"][0]), "int64", x)
         offset = each_time(self._next_offset, "int64", x)
         draw = {"p": self.p, "seed": seed, "offset": offset, "whole_channels": self.whole_channels}
         return ops.dropout_forward(x, **draw), draw

@@ -17,8 +17,8 @@ def dropout_forward(
 
     Args:    x: any shape, float32|float64.  p: in [0, 1).  seed, offset: in [0, 2^64); use a new offset for
              every call.  whole_channels: drop the channel c of the example n as one, for x (N, ..., C):
-             then r is indexed by e = n * C + c.  On a GPU, offset may be an int64 array of shape () (the
-             same 64 bits), and is one while a graph records.
+             then r is indexed by e = n * C + c.  On a GPU, seed and offset may be int64 arrays of shape ()
+             (the same 64 bits), and offset is one while a graph records.
     Returns: y like x.
     Raises:  ValueError: p, seed or offset is out of range; whole_channels with fewer than two axes.
     Source:  Srivastava et al. 2014, Dropout, section 10 (scaled at training time); Tompson et al. 2015,
