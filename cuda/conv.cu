@@ -50,9 +50,7 @@ struct PatchSource {
     int channel;
   };
   __device__ static bool along_depth() { return true; }
-  __device__ Line line(Index row) const {
-    return pass.walk_to_first(pass.output(row < pass.rows() ? static_cast<int>(row) : 0));
-  }
+  __device__ Line line(int row) const { return pass.walk_to_first(pass.output(row < pass.rows() ? row : 0)); }
   __device__ Step step(int k) const {
     const auto [tap, channel] = pass.tap_and_channel(k);
     return {pass.walk_to_tap(pass.tap(tap)), channel};
@@ -77,7 +75,7 @@ struct FilterSource {
 
   using Line = const T*;
   __device__ bool along_depth() const { return channel_stride == 1; }
-  __device__ Line line(Index column) const { return weight + (column < width ? column * column_stride : 0); }
+  __device__ Line line(int column) const { return weight + (column < width ? column * column_stride : 0); }
   __device__ Index step(int k) const {
     const auto [tap, channel] = pass.tap_and_channel(k);
     return pass.stored(tap) * tap_stride + channel * channel_stride;
@@ -94,7 +92,7 @@ struct TransposedPatchSource {
 
   using Line = typename PatchSource<T>::Step;
   __device__ static bool along_depth() { return false; }
-  __device__ Line line(Index row) const { return patches.step(row < patches.pass.depth() ? static_cast<int>(row) : 0); }
+  __device__ Line line(int row) const { return patches.step(row < patches.pass.depth() ? row : 0); }
   __device__ Walk step(int k) const {
     const Pass& pass = patches.pass;
     return pass.walk_to_first(pass.output(k));
@@ -118,16 +116,11 @@ struct ConvOperands {
 template <class Tile, class T>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     conv_kernel(const __grid_constant__ Passes passes, ConvOperands<T> o, Output<T> y, Plan plan, Index part_size) {
-  Index block = blockIdx.x;
-  const auto next = [&](Index n) {
-    const Index i = block % n;
-    block /= n;
-    return i;
-  };
-  const Index column = next(plan.tiles_across) * Tile::kColumns, row = next(plan.tiles_down) * Tile::kRows;
-  const Index group = next(o.groups), part = next(plan.splits);
-  const Pass& pass = passes.pass[block];
-  const Index rows = pass.rows();
+  BlockPlace place;
+  const int column = place.next(plan.tiles_across) * Tile::kColumns, row = place.next(plan.tiles_down) * Tile::kRows;
+  const int group = place.next(o.groups), part = place.next(plan.splits);
+  const Pass& pass = passes.pass[place.rest()];
+  const int rows = pass.rows();
   if (row >= rows) return;  // of the phases some have fewer cells
 
   const PatchSource<T> a{o.x + group * o.in, o.groups * o.in, o.x_vector, pass};
@@ -138,16 +131,16 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
   Finish<T> finish = o.finish;
   if (finish.bias != nullptr) finish.bias += group * o.out;
   multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, pass.depth()),
-                      [&](Index i, Index j, float4 quad) {
+                      [&](int i, int j, float4 quad) {
                         if (i >= rows) return;
-                        const Index cell = pass.cell_of_y(pass.output(static_cast<int>(i)));
+                        const Index cell = pass.cell_of_y(pass.output(i));
                         y.store(first + cell * channels + j, j, o.out, finish, quad);
                       });
 }
 
 // A large tile's 64 sums and the place of a patch do not fit into the registers of a thread.
 constexpr TileKind kFloatTiles[] = {TileKind::tall, TileKind::small, TileKind::narrow, TileKind::tf32};
-constexpr TileKind kHalfTiles[] = {TileKind::half, TileKind::narrow_half, TileKind::small};
+constexpr TileKind kHalfTiles[] = {TileKind::half, TileKind::small};
 
 template <class T>
 Plan plan_conv(Index rows, Index columns, Index depth, Index count) {
@@ -160,8 +153,7 @@ template <class T, class Body>
 void with_tile(TileKind kind, Body&& body) {
   if constexpr (is_half<T>) {
     switch (kind) {
-      case TileKind::half: return body.template operator()<WideHalfTile<T>>();
-      case TileKind::narrow_half: return body.template operator()<NarrowHalfTile<T>>();
+      case TileKind::half: return body.template operator()<HalfTile<T>>();
       default: return body.template operator()<SmallTile>();
     }
   } else {
@@ -183,7 +175,7 @@ void convolve(const std::vector<Pass>& passes, const ConvOperands<T>& o, T* y, I
   if (rows == 0) return;
   const auto some = static_cast<Index>(std::min<std::size_t>(passes.size(), kMostPasses));
   const Plan plan = plan_conv<T>(rows, o.out, depth, o.groups * some);
-  const bool split = plan.splits > 1;
+  const bool split = plan.splits > 1 || o.finish.later();
   Buffer<float> parts(split ? plan.splits * size : 0);
   ConvOperands<T> first = o;
   if (split) first.finish = {nullptr, Activation::none};
@@ -204,25 +196,19 @@ template <class Tile, class T>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     conv_weight_gradient_kernel(const __grid_constant__ Pass pass, const T* x, bool x_vector, int in,
                                 MatrixSource<T> dz, int groups, Plan plan, Output<T> dweight, Index part_size) {
-  Index block = blockIdx.x;
-  const auto next = [&](Index n) {
-    const Index i = block % n;
-    block /= n;
-    return i;
-  };
-  const Index column = next(plan.tiles_across) * Tile::kColumns, row = next(plan.tiles_down) * Tile::kRows;
-  const Index group = next(groups), part = block;
-  const Index filters = groups * dz.width;
+  BlockPlace place;
+  const int column = place.next(plan.tiles_across) * Tile::kColumns, row = place.next(plan.tiles_down) * Tile::kRows;
+  const int group = place.next(groups), part = place.rest();
+  const int filters = groups * dz.width;
 
   const TransposedPatchSource<T> a{{x + group * in, groups * in, x_vector, pass}};
   MatrixSource<T> b = dz;
   b.data += group * dz.width;
   const Index first = part * part_size + group * dz.width;
-  multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, pass.rows()),
-                      [&](Index i, Index j, float4 quad) {
-                        if (i >= pass.depth()) return;
-                        dweight.store(first + i * filters + j, j, dz.width, {nullptr, Activation::none}, quad);
-                      });
+  multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, pass.rows()), [&](int i, int j, float4 quad) {
+    if (i >= pass.depth()) return;
+    dweight.store(first + static_cast<Index>(i) * filters + j, j, dz.width, {nullptr, Activation::none}, quad);
+  });
 }
 
 // ---- dx of few channels ----

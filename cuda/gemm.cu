@@ -13,37 +13,33 @@
 namespace lec7::cuda {
 namespace {
 
-constexpr Index kAtOnce = 256;        // blocks, on a GPU of usual size
-constexpr Index kLeastPart = 128;     // of k, for which a block of its own pays
-constexpr Index kLongestPart = 8192;  // of k: the error of a sum grows with its length
-constexpr Index kAllDepths = 16;      // parts are whole steps of every tile
+constexpr Index kAtOnce = 256;             // blocks, on a GPU of usual size
+constexpr Index kLeastPart = 128;          // of k, for which a block of its own pays
+constexpr Index kLongestPart = 8192;       // of k: the error of a sum grows with its length
+constexpr Index kMost = INT32_MAX - 1024;  // rows or columns: a tile ends past the last
+constexpr Index kAllDepths = 32;           // parts are whole steps of every tile
 
 struct TileSpeed {
   Index rows, columns;
   double speed;  // multiplications in a unit of time, relative to the large tile's
 };
-constexpr TileSpeed kTiles[] = {{128, 128, 1.0}, {128, 64, 0.9}, {64, 64, 0.75},   {128, 32, 0.7},
-                                {16, 128, 0.4},  {128, 64, 4.0}, {128, 128, 10.0}, {128, 64, 8.0}};
+constexpr TileSpeed kTiles[] = {{128, 128, 1.0}, {128, 64, 0.9}, {64, 64, 0.75},  {128, 32, 0.7},
+                                {16, 128, 0.4},  {128, 64, 4.0}, {128, 128, 10.0}};
 constexpr TileKind kFloatTiles[] = {TileKind::large,  TileKind::tall,   TileKind::small,
                                     TileKind::narrow, TileKind::skinny, TileKind::tf32};
-constexpr TileKind kHalfTiles[] = {TileKind::half, TileKind::narrow_half, TileKind::small};
+constexpr TileKind kHalfTiles[] = {TileKind::half, TileKind::small};
 
 template <class Tile, class T>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     gemm_kernel(MatrixSource<T> a, MatrixSource<T> b, Index k, Plan plan, Batch batch, Output<T> c, Index c_stride,
                 Finish<T> finish) {
   // Neighbouring blocks share rows of A, and then columns of B: both come from L2.
-  Index block = blockIdx.x;
-  const auto next = [&](Index n) {
-    const Index i = block % n;
-    block /= n;
-    return i;
-  };
-  const Index column = next(plan.tiles_across) * Tile::kColumns, row = next(plan.tiles_down) * Tile::kRows;
-  const Index item = next(batch.count), part = block;
+  BlockPlace place;
+  const int column = place.next(plan.tiles_across) * Tile::kColumns, row = place.next(plan.tiles_down) * Tile::kRows;
+  const int item = place.next(batch.count), part = place.rest();
   a.data += item * batch.a_step, b.data += item * batch.b_step;
   const Index first = (part * batch.count + item) * a.width;
-  multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, k), [&](Index i, Index j, float4 quad) {
+  multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, k), [&](int i, int j, float4 quad) {
     if (i < a.width) c.store((first + i) * c_stride + j, j, b.width, finish, quad);
   });
 }
@@ -62,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
 // `width` rows or columns, of `depth` numbers each; the matrix of the next product is `step` numbers further.
 template <class T>
 MatrixSource<T> matrix_source(const Matrix<T>& matrix, Index width, Index depth, bool along_depth, Index step) {
-  if (std::max({width, depth, matrix.stride}) > INT32_MAX) {
+  if (std::max({width, depth, matrix.stride}) > kMost) {
     throw std::runtime_error("CUDA's matrix products count rows and columns in 31 bits");
   }
   const bool vector = is_vector(matrix.data, std::gcd(matrix.stride, std::gcd(along_depth ? depth : width, step)));
@@ -75,8 +71,7 @@ template <class T, class Body>
 void with_tile(TileKind kind, Body&& body) {
   if constexpr (is_half<T>) {
     switch (kind) {
-      case TileKind::half: return body.template operator()<WideHalfTile<T>>();
-      case TileKind::narrow_half: return body.template operator()<NarrowHalfTile<T>>();
+      case TileKind::half: return body.template operator()<HalfTile<T>>();
       default: return body.template operator()<SmallTile>();
     }
   } else {
@@ -129,7 +124,7 @@ Plan plan_tiles(Index m, Index n, Index k, Index batch, std::span<const TileKind
   const bool tensor_cores = properties().compute_capability >= 80;
   const auto missing = [&](TileKind kind) {
     if (kind == TileKind::tf32) return !tensor_cores || !allow_tf32();
-    return !tensor_cores && (kind == TileKind::half || kind == TileKind::narrow_half);
+    return kind == TileKind::half && !tensor_cores;
   };
   for (const TileKind kind : kinds) {
     if (missing(kind)) continue;
@@ -165,17 +160,17 @@ void multiply(Index m, Index n, Index k, const Matrix<T>& a, const Matrix<T>& b,
   const Plan plan =
       is_half<T> ? plan_tiles(m, n, k, batch.count, kHalfTiles) : plan_tiles(m, n, k, batch.count, kFloatTiles);
   const Index rows = batch.count * m;
-  const bool split = plan.splits > 1;
+  const Finish<T> nothing{nullptr, Activation::none};
+  const bool split = plan.splits > 1 || finish.later();
   Buffer<float> parts(split ? plan.splits * rows * n : 0);
   const auto output = [&] {
     if (split) return Output<T>::parts(parts.data(), n);
     if constexpr (std::is_same_v<T, Out>) return Output<T>(c, c_stride);
     else return Output<T>::parts(c, c_stride);
   };
-  const Finish<T> later{nullptr, Activation::none};
   with_tile<T>(plan.kind, [&]<class Tile> {
     launch("gemm_kernel", gemm_kernel<Tile, T>, {static_cast<unsigned>(plan.blocks() * batch.count), Tile::kThreads},
-           source_a, source_b, k, plan, batch, output(), split ? n : c_stride, split ? later : finish);
+           source_a, source_b, k, plan, batch, output(), split ? n : c_stride, split ? nothing : finish);
   });
   if (split) sum_parts(parts.data(), plan.splits, rows, n, c, c_stride, finish);
 }

@@ -30,7 +30,7 @@ struct LineSource {
 
   using Line = const float*;
   __device__ static bool along_depth() { return true; }
-  __device__ Line line(Index image) const { return data + (image < images ? image * image_stride : 0); }
+  __device__ Line line(int image) const { return data + (image < images ? image * image_stride : 0); }
   __device__ Index step(int k) const { return offset(k); }
   __device__ Found<float> find(Line line, Index step) const { return {line + step, true}; }
   __device__ Index offset(int k) const {
@@ -48,7 +48,7 @@ struct TransposedLineSource {
 
   using Line = const float*;
   __device__ static bool along_depth() { return false; }
-  __device__ Line line(Index row) const { return lines.data + (row < depth ? lines.offset(static_cast<int>(row)) : 0); }
+  __device__ Line line(int row) const { return lines.data + (row < depth ? lines.offset(row) : 0); }
   __device__ Index step(int image) const { return image * lines.image_stride; }
   __device__ Found<float> find(Line line, Index step) const { return {line + step, true}; }
 };
@@ -64,7 +64,7 @@ struct CoverSource {
 
   using Line = const float*;
   __device__ static bool along_depth() { return true; }
-  __device__ Line line(Index channel) const { return weight + (channel < channels ? channel * filters : 0); }
+  __device__ Line line(int channel) const { return weight + (channel < channels ? channel * filters : 0); }
   __device__ Index step(int k) const {
     const auto [cell, filter] = by_filters(k);
     const auto [down, across] = by_across(cell);
@@ -170,18 +170,14 @@ struct InputGradient : Product {
 template <class Tile, class P>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kResident)
     locally_connected_kernel(const __grid_constant__ P p, Plan plan, Index cells, Index part_size) {
-  Index block = blockIdx.x;
-  const Index column = block % plan.tiles_across * Tile::kColumns;
-  block /= plan.tiles_across;
-  const Index row = block % plan.tiles_down * Tile::kRows;
-  block /= plan.tiles_down;
-  const Index cell = block % cells, part = block / cells;
-  const Index rows = p.rows(cell);
+  BlockPlace place;
+  const int column = place.next(plan.tiles_across) * Tile::kColumns, row = place.next(plan.tiles_down) * Tile::kRows;
+  const Index cell = place.next(cells), part = place.rest(), rows = p.rows(cell);
   const Finish<float> finish{p.bias_of(cell), Activation::none};
   const auto a = p.a(cell);
   const auto b = p.b(cell);
   multiply_tile<Tile>(a, b, row, column, plan.begin(part), plan.end(part, p.depth(cell)),
-                      [&](Index i, Index j, float4 quad) {
+                      [&](int i, int j, float4 quad) {
                         if (i >= rows) return;
                         const Index at = part * part_size + p.row(cell, i) + j;
                         p.result.store(at, j, p.columns(), finish, quad);

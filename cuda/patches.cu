@@ -9,16 +9,17 @@ namespace {
 
 // Coordinates leave the image by less than this, and the cells of an array are counted in 31 bits.
 constexpr Index kMostPadded = Index{1} << 30;
+constexpr Index kMostCells = INT32_MAX - 1024;  // a tile of rows ends past the last
 
 int narrow(Index n) { return static_cast<int>(n); }
 
 void check_sizes(const ConvShape& s) {
   Index in = s.batch, out = s.batch;
-  bool fits = s.taps() * s.group_channels() <= INT32_MAX && s.taps() * s.group_filters() <= INT32_MAX;
+  bool fits = s.taps() * s.group_channels() <= kMostCells && s.taps() * s.group_filters() <= kMostCells;
   for (const Window& w : s.windows) {
     fits = fits && w.in + w.pad_before + w.pad_after <= kMostPadded;
     in *= w.in, out *= w.out;
-    fits = fits && in <= INT32_MAX && out <= INT32_MAX;
+    fits = fits && in <= kMostCells && out <= kMostCells;
   }
   if (!fits) throw std::runtime_error("conv: CUDA's kernels count the cells of an image batch in 31 bits");
 }

@@ -26,14 +26,14 @@ HERE = Path(__file__).parent
 TABLE = HERE.parent / "docs" / "cuda_resources.md"
 CHIPS = ("T4", "A100", "RTX 4090", "H100")  # of occupancy.cpp
 #: what the machine code of kernels so named holds where the chip has it: products on tensor cores, copies
-#: past the registers, loads of 16 bytes
+#: past the registers, loads of 16 bytes. (Float tiles of float16 numbers run where there are no such copies.)
 INSTRUCTIONS = {
     r"Tf32Tile": r"HMMA",
+    r"HalfTile": r"HMMA",
     r"^recurrent_mma_": r"HMMA",
-    r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel|^(attention|recurrent)_(forward|backward)_kernel": (
-        r"LDGSTS"
-    ),
-    r"^(gemm|conv|conv_weight_gradient)_kernel": r"LDGSTS\S*\.128",
+    r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel<(?!FmaTile<.*float16)": r"LDGSTS",
+    r"^(gemm|conv|conv_weight_gradient)_kernel<(?!FmaTile<.*float16)": r"LDGSTS\S*\.128",
+    r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
     r"^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
 }
 RESERVED = (

@@ -60,6 +60,20 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
+std::vector<Properties>& all_properties() {
+  static std::vector<Properties> all = [] {
+    std::vector<Properties> result;
+    for (int device = 0; device < device_count(); ++device) {
+      result.push_back({attribute(cudaDevAttrMultiProcessorCount, device),
+                        attribute(cudaDevAttrComputeCapabilityMajor, device) * 10 +
+                            attribute(cudaDevAttrComputeCapabilityMinor, device),
+                        static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device))});
+    }
+    return result;
+  }();
+  return all;
+}
+
 }  // namespace
 
 void check(cudaError_t error, std::string_view call, std::source_location where) {
@@ -86,20 +100,11 @@ int current_device() {
   return device;
 }
 
-const Properties& properties(int device) {
-  static const std::vector<Properties> all = [] {
-    std::vector<Properties> result;
-    for (int i = 0; i < device_count(); ++i) {
-      result.push_back(
-          {attribute(cudaDevAttrMultiProcessorCount, i),
-           attribute(cudaDevAttrComputeCapabilityMajor, i) * 10 + attribute(cudaDevAttrComputeCapabilityMinor, i),
-           static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, i))});
-    }
-    return result;
-  }();
-  return all.at(static_cast<std::size_t>(device));
-}
+const Properties& properties(int device) { return all_properties().at(static_cast<std::size_t>(device)); }
 const Properties& properties() { return properties(current_device()); }
+#if defined(LEC7_CUDA_HOST)
+void set_compute_capability(int capability) { all_properties().front().compute_capability = capability; }
+#endif
 
 Peaks peaks() {
   // Multiply-adds of a multiprocessor in a clock: CUDA C++ Programming Guide, "Arithmetic Instructions"; for tensor

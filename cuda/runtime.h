@@ -28,6 +28,9 @@ struct Properties {
 };
 const Properties& properties(int device);
 const Properties& properties();  // of the current device
+#if defined(LEC7_CUDA_HOST)
+void set_compute_capability(int capability);  // as what chip the host picks kernels, for tests; at first as 80
+#endif
 
 // What the current device can do at most, at its highest clocks: FLOP/s (a multiply-add is two) of float32, of tensor
 // cores with tf32 and with 16-bit inputs (0: it has none), and bytes/s of its memory.

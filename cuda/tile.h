@@ -92,11 +92,12 @@ struct FmaTile {
       j_ = warp % kWarpsAcross * kWarpColumns + lane % 8 * 4;
     }
     __device__ void add(const float* a, bool, const float* b, bool) {
+      const int i = hidden(i_), j = hidden(j_);
 #pragma unroll kUnroll
       for (int k = 0; k < kDepth; ++k) {
         float x[kThreadRows], y[kThreadColumns];
-        read_groups<kThreadRows>(a + DepthMajor<kRows>::at(i_, k), 16, x);
-        read_groups<kThreadColumns>(b + DepthMajor<kColumns>::at(j_, k), 32, y);
+        read_groups<kThreadRows>(a + DepthMajor<kRows>::at(i, k), 16, x);
+        read_groups<kThreadColumns>(b + DepthMajor<kColumns>::at(j, k), 32, y);
 #pragma unroll
         for (int r = 0; r < kThreadRows; ++r) {
 #pragma unroll
@@ -105,7 +106,7 @@ struct FmaTile {
       }
     }
     template <class Store>
-    __device__ void store(Index row, Index column, Store&& store) const {
+    __device__ void store(int row, int column, Store&& store) const {
 #pragma unroll
       for (int r = 0; r < kThreadRows; ++r) {
 #pragma unroll
@@ -143,7 +144,7 @@ class WarpSums {
   // A lane has two numbers of a row and two of the eighth row after it: of two neighbours one takes the first row's
   // four, the other the second's.
   template <class Store>
-  __device__ void store(Index row, Index column, Store&& store) const {
+  __device__ void store(int row, int column, Store&& store) const {
     const int group = lane() / 4, in_group = lane() % 4;
     const bool odd = in_group % 2 != 0;
 #pragma unroll
@@ -247,12 +248,10 @@ struct Tf32Tile {
 
 // float16 or bfloat16, sums in float32, on tensor cores: a warp owns 64 x 32 sums. Both ways in which an operand may
 // lie are ldmatrix's, one of them transposed.
-template <class T, int kColumns_>
+template <class T>
 struct HalfTile {
   using Operand = T;
-  static constexpr int kRows = 128, kColumns = kColumns_, kDepth = 32, kThreads = 2 * kColumns;
-  // The wide tile's ring takes 48 KiB; the narrow one's is such that four blocks have theirs on every chip.
-  static constexpr int kResident = 512 / kThreads, kStages = kColumns == 128 ? 3 : 2;
+  static constexpr int kRows = 128, kColumns = 128, kDepth = 32, kThreads = 256, kResident = 2, kStages = 3;
   static constexpr bool kTensorCores = true, kEitherWay = true;
   template <int kWidth>
   using DepthMajor = Swizzled<kWidth>;
@@ -298,11 +297,6 @@ struct HalfTile {
     int a_, b_;  // where the rows of the lane's first matrices are
   };
 };
-template <class T>
-using WideHalfTile = HalfTile<T, 128>;
-template <class T>
-using NarrowHalfTile = HalfTile<T, 64>;
-
 // Does the chip that this is compiled for run the tile on numbers stored as T? Products of 16 bits take the float tiles
 // where no tensor cores have them.
 template <class Tile, class T>
@@ -374,9 +368,9 @@ class Panel {
     static constexpr int kAtOnce = kThreads / kShare, kEach = (kLines + kAtOnce - 1) / kAtOnce;
     static constexpr bool kAll = kLines % kAtOnce == 0;  // no thread has a line that the tile has not
     static_assert(kAll || (!kAlongDepth && kEach == 1));
-    // What is not asynchronous arrives in registers, a few at a time.
+    // What is not asynchronous arrives in registers.
     static constexpr int kUnroll =
-        std::is_same_v<typename Source::Number, Operand> && kUnit * sizeof(Operand) >= 4 ? 16 : 4;
+        std::is_same_v<typename Source::Number, Operand> && kUnit * sizeof(Operand) >= 4 ? 16 : 1;
 
     __device__ static int place() { return kUnit * (thread() % kGroup + thread() / kGroup / kAtOnce * kGroup); }
     __device__ static int line() { return thread() / kGroup % kAtOnce; }
@@ -389,7 +383,7 @@ class Panel {
  public:
   static constexpr int kNumbers = kDepth * DepthMajor::kLine;
 
-  __device__ Panel(const Source& source, Index first, int end) : source_(source), end_(end) {
+  __device__ Panel(const Source& source, int first, int end) : source_(source), end_(end) {
     in_order([&]<class O> {
       const int i = O::kAlongDepth ? O::line() : O::place();
       k_ = O::kAlongDepth ? O::place() : O::line();
@@ -449,10 +443,24 @@ class Panel {
   typename Source::Line lines_[Singles::kEach];
 };
 
+// Where a block is in the grid, along one axis after the other.
+class BlockPlace {
+ public:
+  __device__ int next(Index n) {
+    const unsigned i = rest_ % static_cast<unsigned>(n);
+    rest_ /= static_cast<unsigned>(n);
+    return static_cast<int>(i);
+  }
+  __device__ int rest() const { return static_cast<int>(rest_); }
+
+ private:
+  unsigned rest_ = blockIdx.x;
+};
+
 // The tile of C whose corner is (row, column), summed over k in [begin, end). store(row, column, quad) gets each
 // four numbers of a row; some may be outside C. All threads of the block call this.
 template <class Tile, class A, class B, class Store>
-__device__ void multiply_tile(const A& a, const B& b, Index row, Index column, int begin, int end, Store&& store) {
+__device__ void multiply_tile(const A& a, const B& b, int row, int column, int begin, int end, Store&& store) {
 #if !defined(LEC7_CUDA_HOST)
   if constexpr (!runs<Tile, typename A::Number>()) return __trap();
 #endif
@@ -477,12 +485,11 @@ __device__ void multiply_tile(const A& a, const B& b, Index row, Index column, i
   for (int stage = 0; stage < kAhead; ++stage) copy(stage, begin + stage * Tile::kDepth);
 
   typename Tile::Sums sums(panel_a.along_depth(), panel_b.along_depth());
-  for (int at = begin, now = 0, free = kAhead; at < end; at += Tile::kDepth) {
+  for (int at = begin, now = 0; at < end; at += Tile::kDepth) {
     wait_for_copies<kAhead - 1>();
     __syncthreads();
-    copy(free, at + kAhead * Tile::kDepth);
+    copy(now == 0 ? kAhead : now - 1, at + kAhead * Tile::kDepth);  // to where the last step was
     sums.add(ring[now].a, panel_a.along_depth(), ring[now].b, panel_b.along_depth());
-    free = now;
     now = now == kAhead ? 0 : now + 1;
   }
   sums.store(row, column, store);
@@ -507,7 +514,7 @@ struct MatrixSource {
 
   using Line = int;
   __device__ bool along_depth() const { return depth_stride == 1; }
-  __device__ int line(Index i) const { return i < width ? static_cast<int>(i) : 0; }
+  __device__ int line(int i) const { return i < width ? i : 0; }
   __device__ const T* step(int k) const { return data + static_cast<Index>(k) * depth_stride; }
   __device__ Found<T> find(int line, const T* step) const {
     return {step + static_cast<Index>(line) * line_stride, true};
@@ -522,14 +529,22 @@ struct Finish {
   const T* bias;
   Activation activation;
 
-  __device__ float operator()(float sum, Index column) const {
-    return activate(activation, bias == nullptr ? sum : sum + to_float(load_number(bias + column)));
+  __device__ float biased(float sum, Index column) const {
+    return bias == nullptr ? sum : sum + to_float(load_number(bias + column));
+  }
+  __device__ float operator()(float sum, Index column) const { return activate(activation, biased(sum, column)); }
+  // A tile of halves leaves sigmoid and tanh to sum_parts: for its 64 sums they would be most of the kernel's code.
+  bool later() const { return is_half<T> && activation != Activation::none && activation != Activation::relu; }
+  __device__ float at_once(float sum, Index column) const {
+    if constexpr (!is_half<T>) return (*this)(sum, column);
+    const float x = biased(sum, column);
+    return activation == Activation::relu ? activate(Activation::relu, x) : x;
   }
 };
 
 // Up to four numbers at `to`, rounded to its type; `vector`: four lie on a boundary of four.
 template <class T>
-__device__ void store_numbers(T* to, Index count, bool vector, const float (&x)[4]) {
+__device__ void store_numbers(T* to, int count, bool vector, const float (&x)[4]) {
   if (vector && count >= 4) {
     if constexpr (is_half<T>) {
       *reinterpret_cast<uint2*>(to) = make_uint2(pack<T>(x[0], x[1]), pack<T>(x[2], x[3]));
@@ -556,12 +571,12 @@ struct Output {
     Output output(nullptr, 0);
     return output.data = parts, output.rounded = false, output.vector = is_vector(parts, stride), output;
   }
-  // finish(quad) at `offset`: a row's numbers from `column` on, those of them that C (n columns) has.
-  __device__ void store(Index offset, Index column, Index n, const Finish<T>& finish, float4 quad) const {
+  // finish.at_once(quad) at `offset`: a row's numbers from `column` on, those of them that C (n columns) has.
+  __device__ void store(Index offset, int column, int n, const Finish<T>& finish, float4 quad) const {
     const float values[4] = {quad.x, quad.y, quad.z, quad.w};
     float out[4];
 #pragma unroll
-    for (int e = 0; e < 4; ++e) out[e] = column + e < n ? finish(values[e], column + e) : 0.0f;
+    for (int e = 0; e < 4; ++e) out[e] = column + e < n ? finish.at_once(values[e], column + e) : 0.0f;
     if (is_half<T> && rounded) return store_numbers(static_cast<T*>(data) + offset, n - column, vector, out);
     store_numbers(static_cast<float*>(data) + offset, n - column, vector, out);
   }
@@ -569,7 +584,7 @@ struct Output {
 
 // ---- Which tile, and how many parts of k ----
 
-enum class TileKind { large, tall, small, narrow, skinny, tf32, half, narrow_half };
+enum class TileKind { large, tall, small, narrow, skinny, tf32, half };
 
 struct Plan {
   TileKind kind;

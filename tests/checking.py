@@ -54,6 +54,7 @@ TOLERANCE = {
     "scale": (0, True),
 }
 
+HALVES = ("float16", "bfloat16")
 # The most that one rounding to a type of 16 bits changes a number by, relative to it.
 UNIT_ROUNDOFF = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133}
@@ -165,6 +166,17 @@ def near_in_half(where: str, dtype: str, result: ndarray, exact: ndarray, roundi
     assert excess[worst] <= 0, (
         f"{where}: {result[worst]} where {exact[worst]} is right, over by {excess[worst]}"
     )
+
+
+def stored_dz(dtype: str, activation: str | None, dy: ndarray, y: ndarray) -> tuple[ndarray, int]:
+    """dy through the activation as a backward stores it, in float64, and the roundings of a sum over it.
+
+    sigmoid's and tanh's slope may come out as another float32 here, so that some may be rounded otherwise.
+    """
+    one = np.float32(1)
+    slope = {"relu": (y > 0).astype(np.float32), "sigmoid": y * (one - y), "tanh": one - y * y}
+    dz = dy if activation is None else rounded(dtype, dy * slope[activation])
+    return dz.astype(np.float64), 1 if activation in (None, "relu") else 2
 
 
 def _strided(a: ndarray) -> ndarray:

@@ -29,6 +29,11 @@ class DeviceOps:
     def __init__(self, module: ModuleType, name: str, stored: str = "float32") -> None:
         self._module, self._name, self._stored = module, name, stored
 
+    @property
+    def module(self) -> ModuleType:
+        """The module itself, for arrays of the device."""
+        return self._module
+
     def storing(self, dtype: str) -> "DeviceOps":
         """The same ops on float16 or bfloat16: float32 arrays go in and come out, rounded on the device."""
         return DeviceOps(self._module, f"{self._name}, {dtype}", dtype)
@@ -42,6 +47,16 @@ class DeviceOps:
             return False
         self._module._set_schedule(**options)
         return True
+
+    @contextmanager
+    def chip(self, capability: int) -> Iterator[None]:
+        """On the host, the kernels that such a chip runs; a GPU runs its own."""
+        set_capability = getattr(self._module, "_set_compute_capability", lambda capability: None)
+        set_capability(capability)
+        try:
+            yield
+        finally:
+            set_capability(80)
 
     @contextmanager
     def tf32(self) -> Iterator[None]:

@@ -3,7 +3,19 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
+from checking import (
+    HALVES,
+    SIZES,
+    agrees,
+    check_gradients,
+    honours_needs,
+    near_in_half,
+    normal,
+    rejects,
+    rounded,
+    same_bits,
+    stored_dz,
+)
 from devices import DeviceOps
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -312,6 +324,77 @@ def test_conv_on_tensor_cores(device, rng):
         for result, other, exact in list(zip(results, single, right, strict=True))[:3]:
             assert not np.array_equal(result, other)
             assert np.linalg.norm(result - exact) <= 6e-4 * np.linalg.norm(exact)
+
+
+# --- storage in 16 bits -------------------------------------------------------------------------------------
+
+HALF_CASES = [  # tiles' edges with units of 16 bytes along each operand and without
+    ((2, 13, 14, 24), (3, 3, 24, 40), {"padding": 1}),
+    ((1, 12, 11, 16), (3, 2, 16, 136), {"padding": 1, "stride": 2, "flip": True, "activation": "relu"}),
+    ((1, 9, 8, 144), (3, 3, 72, 272), {"groups": 2, "dilation": 2, "activation": "tanh"}),
+    ((2, 9, 10, 136), (1, 1, 136, 130), {"activation": "sigmoid"}),
+]
+
+
+def half_conv_agrees(x_shape, weight_shape, parameters, stored, capability, device, rng):
+    x, weight, bias, dy = operands(rng, x_shape, weight_shape, parameters)
+    weight /= np.sqrt(weight[..., 0].size, dtype=np.float32)  # sigmoid and tanh in their range
+    x, weight, bias, dy = (rounded(stored, a) for a in (x, weight, bias, dy))
+    ops, activation = device.storing(stored), parameters.get("activation")
+    forward, backward = functions(ops, x)
+    with ops.chip(capability):
+        y = forward(x, weight, bias, **parameters)
+        gradients = backward(dy, x, weight, y=y, **parameters)
+    x, weight, bias = (a.astype(np.float64) for a in (x, weight, bias))
+    forward, backward = functions(reference, x)
+    near_in_half("y", stored, y, forward(x, weight, bias, **parameters))
+    dz, roundings = stored_dz(stored, activation, dy, y)
+    exact = backward(dz, x, weight, **{key: v for key, v in parameters.items() if key != "activation"})
+    for name, result, right in zip(GRADIENTS, gradients, exact, strict=True):
+        near_in_half(name, stored, result, right, roundings)
+
+
+@pytest.mark.parametrize("stored", HALVES)
+@pytest.mark.parametrize(("x_shape", "weight_shape", "parameters"), CASES + HALF_CASES, ids=str)
+def test_half_conv_agrees(x_shape, weight_shape, parameters, stored, device, rng):
+    half_conv_agrees(x_shape, weight_shape, parameters, stored, 80, device, rng)
+
+
+@pytest.mark.parametrize("stored", HALVES)
+@pytest.mark.parametrize(("x_shape", "weight_shape", "parameters"), HALF_CASES + CASES[::7], ids=str)
+def test_half_conv_without_tensor_cores_agrees(x_shape, weight_shape, parameters, stored, device, rng):
+    half_conv_agrees(x_shape, weight_shape, parameters, stored, 75, device, rng)
+
+
+@pytest.mark.parametrize("capability", [80, 75])
+@pytest.mark.parametrize("stored", HALVES)
+def test_half_conv_of_whole_numbers_is_exact(stored, capability, device, rng):
+    ops = device.storing(stored)
+    for x_shape, weight_shape, parameters in (
+        ((1, 6, 7, 19), (3, 3, 19, 33), {"padding": 1}),
+        ((1, 9, 8, 32), (3, 3, 16, 144), {"groups": 2, "stride": 2, "padding": 1, "flip": True}),
+        ((1, 7, 5, 3), (5, 3, 3, 8), {"padding": 2, "dilation": (1, 2)}),
+    ):
+        whole = [
+            rng.integers(-1, 2, a.shape).astype(np.float32)
+            for a in operands(rng, x_shape, weight_shape, parameters)
+        ]
+        with ops.chip(capability):
+            results = forward_and_backward(parameters)(ops, *whole)
+        right = forward_and_backward(parameters)(reference, *whole)
+        for result, expected in zip(results, right, strict=True):
+            assert np.abs(expected).max() <= 256
+            np.testing.assert_array_equal(result, expected)
+
+
+def test_half_conv_bits_do_not_depend_on_threads(device, rng):
+    for stored in HALVES:
+        for x_shape, weight_shape, parameters in (
+            ((1, 6, 7, 70), (3, 3, 70, 33), {"padding": 1, "activation": "tanh"}),
+            ((1, 7, 8, 16), (3, 3, 16, 136), {"stride": 2}),
+        ):
+            arrays = operands(rng, x_shape, weight_shape, parameters)
+            same_bits(device.storing(stored), forward_and_backward(parameters), *arrays)
 
 
 def test_conv_honours_needs(backend, rng):

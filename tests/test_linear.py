@@ -2,7 +2,19 @@ import itertools
 
 import numpy as np
 import pytest
-from checking import SIZES, agrees, check_gradients, honours_needs, normal, rejects, same_bits
+from checking import (
+    HALVES,
+    SIZES,
+    agrees,
+    check_gradients,
+    honours_needs,
+    near_in_half,
+    normal,
+    rejects,
+    rounded,
+    same_bits,
+    stored_dz,
+)
 
 from lec7 import _cpu, reference
 
@@ -139,6 +151,87 @@ def test_matmul_keeps_nan_and_infinity_in_place(backend):
     expected[:, 11] = np.inf
     expected[4] = np.nan
     np.testing.assert_array_equal(backend.matmul(a, b), expected)
+
+
+# --- storage in 16 bits -------------------------------------------------------------------------------------
+
+# Around the edges of tiles of 128 x 128 x 32, rows of whole units of 16 bytes and others, sums in parts.
+HALF_SIZES = [
+    (0, 3, 4),
+    (1, 1, 1),
+    (5, 7, 3),
+    (1, 530, 33),
+    (127, 31, 129),
+    (128, 64, 128),
+    (129, 33, 130),
+    (136, 520, 24),
+    (40, 8, 264),
+]
+
+
+@pytest.mark.parametrize("capability", [80, 75])
+@pytest.mark.parametrize("stored", HALVES)
+@pytest.mark.parametrize(("m", "k", "n"), HALF_SIZES)
+def test_half_linear_agrees(m, k, n, stored, capability, device, rng):
+    ops = device.storing(stored)
+    for activation in ACTIVATIONS:
+        x, weight, bias, dy = operands(rng, (m,), k, n)
+        weight /= np.sqrt(k, dtype=np.float32)  # sigmoid and tanh in their range
+        x, weight, bias, dy = (rounded(stored, a) for a in (x, weight, bias, dy))
+        with ops.chip(capability):
+            y = ops.linear_forward(x, weight, bias, activation=activation)
+            gradients = ops.linear_backward(dy, x, weight, y=y, activation=activation)
+        x, weight, bias = (a.astype(np.float64) for a in (x, weight, bias))
+        exact = reference.linear_forward(x, weight, bias, activation=activation)
+        near_in_half(f"y, {activation}", stored, y, exact)
+        dz, roundings = stored_dz(stored, activation, dy, y)
+        exact = reference.linear_backward(dz, x, weight)
+        for name, result, right in zip(GRADIENTS, gradients, exact, strict=True):
+            near_in_half(f"{name}, {activation}", stored, result, right, roundings)
+
+
+@pytest.mark.parametrize("capability", [80, 75])
+@pytest.mark.parametrize("stored", HALVES)
+def test_half_matmul_of_whole_numbers_is_exact(stored, capability, device, rng):
+    ops = device.storing(stored)
+    for m, k, n in itertools.product((72, 131), (9, 136), (17, 136)):
+        a, b = (rng.integers(-1, 2, shape).astype(np.float32) for shape in ((m, k), (k, n)))
+        for transpose_a, transpose_b in itertools.product((False, True), repeat=2):
+            with ops.chip(capability):
+                product = ops.matmul(
+                    a.T.copy() if transpose_a else a,
+                    b.T.copy() if transpose_b else b,
+                    transpose_a=transpose_a,
+                    transpose_b=transpose_b,
+                )
+            np.testing.assert_array_equal(
+                product, a @ b, err_msg=f"{(m, k, n)}, {transpose_a}, {transpose_b}"
+            )
+
+
+@pytest.mark.parametrize("stored", HALVES)
+def test_half_linear_rounds_to_what_is_stored(stored, device):
+    """To the nearest, halves to even; what is too large for float16 is infinite."""
+    ops, one = device.storing(stored), np.ones((1, 1), np.float32)
+    ulp = {"float16": 2.0**-10, "bfloat16": 2.0**-7}[stored]
+    for bias, expected in ((1.0, 1.0 + ulp), (ulp / 2, 1.0), (1.5 * ulp, 1 + 2 * ulp)):
+        # x W + b is 1 + bias in float32
+        x = one * (1 + ulp if bias == 1.0 else 1)
+        y = ops.linear_forward(x, one, np.full(1, 0 if bias == 1.0 else bias, np.float32))
+        np.testing.assert_array_equal(y, [[expected]])
+    y = ops.matmul(one * 60000, one * 60000)
+    assert np.isinf(y).item() == (stored == "float16")
+    y = ops.matmul(one * np.nan, one)
+    assert np.isnan(y).item()
+
+
+def test_half_linear_rejects(device):
+    x, weight = np.zeros((4, 3), np.float32), np.zeros((3, 5), np.float32)
+    module = device.module
+    half = module.to_device(x).astype("float16")
+    for other in ("float32", "bfloat16"):
+        with pytest.raises(TypeError, match=rf"linear.*float16.*{other}"):
+            module.linear_forward(half, module.to_device(weight).astype(other))
 
 
 def test_linear_honours_needs(backend, rng):

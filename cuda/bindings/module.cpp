@@ -99,6 +99,7 @@ PYBIND11_MODULE(LEC7_MODULE, m) {
       "_set_schedule",
       [](unsigned workers, bool shuffle, std::uint64_t seed) { host::schedule() = {workers, shuffle, seed}; },
       py::arg("workers") = 1, py::arg("shuffle") = false, py::arg("seed") = 1);
+  m.def("_set_compute_capability", &cuda::set_compute_capability, py::arg("capability"));
 #endif
 
   bind_device_array(m);

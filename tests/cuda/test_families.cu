@@ -181,6 +181,65 @@ TEST(convolutions_on_tensor_cores) {
   }
 }
 
+// As what chip the host picks kernels, until the end of a scope; a GPU stays what it is.
+struct Chip {
+  explicit Chip([[maybe_unused]] int capability) {
+#if defined(LEC7_CUDA_HOST)
+    set_compute_capability(capability);
+#endif
+  }
+  ~Chip() {
+#if defined(LEC7_CUDA_HOST)
+    set_compute_capability(80);
+#endif
+  }
+};
+
+template <class T>
+void products_and_convolutions_of_halves() {
+  for (const auto& [m, n, k] :
+       std::initializer_list<std::array<Index, 3>>{{131, 130, 9}, {136, 144, 72}, {9, 8, 300}}) {
+    for (const bool transpose_a : {false, true}) {
+      for (const bool transpose_b : {false, true}) {
+        const Trying scope(text("m=", m, ", n=", n, ", k=", k, ", transposed ", transpose_a, transpose_b));
+        auto a = floats<T>(m * k, 1), b = floats<T>(k * n, 2);
+        same_in_every_order([&] {
+          auto c = empty<T>(m * n);
+          matmul<T>({m, n, k}, a.data(), transpose_a, b.data(), transpose_b, c.data());
+          return Results(c);
+        });
+      }
+    }
+  }
+  for (const Index channels : {3, 16}) {
+    const Trying scope(text("channels=", channels));
+    const Shape x_shape{2, 7, 8, channels}, weight_shape{3, 3, channels, 40}, bias_shape{40};
+    ConvOptions options;
+    options.padding = {PaddingRule::numbers, {0, 1, 1}, {0, 1, 1}};
+    options.activation = Activation::tanh;
+    const ConvShape shape = conv_shape("conv2d", 2, x_shape, weight_shape, &bias_shape, options);
+    auto x = floats<T>(x_shape.size(), 1), weight = floats<T>(weight_shape.size(), 2), bias = floats<T>(40, 3),
+         dy = floats<T>(shape.y.size(), 4);
+    same_in_every_order([&] {
+      auto y = empty<T>(shape.y.size()), dx = empty<T>(x_shape.size()), dweight = empty<T>(weight_shape.size()),
+           dbias = empty<T>(40);
+      conv_forward<T>(shape, x.data(), weight.data(), bias.data(), y.data());
+      conv_backward<T>(shape, dy.data(), x.data(), weight.data(), y.data(), dx.data(), dweight.data(), dbias.data());
+      return Results(y, dx, dweight, dbias);
+    });
+  }
+}
+
+TEST(halves_on_tensor_cores) {
+  products_and_convolutions_of_halves<bfloat16>();
+  products_and_convolutions_of_halves<float16>();
+}
+
+TEST(halves_on_float_tiles) {
+  const Chip turing(75);
+  products_and_convolutions_of_halves<float16>();
+}
+
 TEST(matrix_products) {
   for (const bool transpose_a : {false, true}) {
     for (const bool transpose_b : {false, true}) {
