@@ -31,6 +31,7 @@ INSTRUCTIONS = {
     r"Tf32Tile": r"HMMA",
     r"HalfTile": r"HMMA",
     r"^recurrent_mma_": r"HMMA",
+    r"^recurrent_mma_(forward|backward)_kernel": r"LDG\S*\.128",
     r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel<(?!FmaTile<.*float16)": r"LDGSTS",
     r"^(gemm|conv|conv_weight_gradient)_kernel<(?!FmaTile<.*float16)": r"LDGSTS\S*\.128",
     r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",

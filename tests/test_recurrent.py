@@ -1,6 +1,16 @@
 import numpy as np
 import pytest
-from checking import agrees, check_gradients, honours_needs, near_in_half, normal, rejects, rounded, same_bits
+from checking import (
+    HALVES,
+    agrees,
+    check_gradients,
+    honours_needs,
+    near_in_half,
+    normal,
+    rejects,
+    rounded,
+    same_bits,
+)
 from devices import DeviceOps
 
 from lec7 import _cpu, reference
@@ -346,8 +356,6 @@ def test_recurrent_refuses_saved_values_of_another_call(cell, backend, rng):
 
 # --- storage in 16 bits -------------------------------------------------------------------------------------
 
-HALVES = ("float16", "bfloat16")
-
 
 def from_stored(cell, parameters, x, state, weights, hs, saved, lengths, reverse):
     """The reference's steps in float64, each from the states that the backend stored before it.
@@ -406,13 +414,16 @@ def agrees_in_half(cell, parameters, ops, dtype, x, state, weights, dys, lengths
 @pytest.mark.parametrize("stored", HALVES)
 @pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_half_sequences_agree(cell, parameters, stored, device, rng):
-    # Not a row of one unit alone: what its gradients are summed from may cancel.
+    # In one kernel, and step by step, as on chips without the tensor cores that it needs. Not a row of one
+    # unit alone: what its gradients are summed from may cancel.
     for i, (t, n, d, h) in enumerate(((1, 9, 1, 1), *SHAPES[1:])):
         x, state, weights = operands(rng, cell, t, n, d, h)
         dys = [normal(rng, t, n, h), *(normal(rng, n, h) for _ in state)]
         lengths = rng.integers(0, t + 1, n) if i % 2 else None
         arrays = (x, state, weights, dys, lengths, i % 3 == 0)
-        agrees_in_half(cell, parameters, device.storing(stored), stored, *arrays)
+        for capability in (75, 80):
+            with device.chip(capability):
+                agrees_in_half(cell, parameters, device.storing(stored), stored, *arrays)
 
 
 @pytest.mark.parametrize("stored", HALVES)
