@@ -37,9 +37,8 @@ INSTRUCTIONS = {
     r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
     r"^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
 }
-RESERVED = (
-    1024  # bytes of a block's shared memory that the driver takes from sm_90 on, counted with the kernel's
-)
+#: bytes of a block's shared memory that the driver takes from sm_90 on, counted with the kernel's
+RESERVED = 1024
 CODE_OF = ("sm_80", "sm_90")
 NOISE = r"\(anonymous namespace\)::|lec7::cuda::|lec7::|\((?:int|bool|unsigned int)\)"
 

@@ -74,6 +74,17 @@ CASES = [
     *(((2, 5, 6, n), (3, 2, n, 5), {"padding": 1}) for n in SIZES),
     *(((2, 5, 6, 5), (2, 3, 5, n), {"padding": 1, "activation": "relu"}) for n in SIZES),
     *(((2, 3, n, 4), (3, 3, 4, 6), {"padding": 1}) for n in SIZES),
+    # few channels along lines: of several images at a time, of bands of an image, of more channels than lanes
+    ((6, 14, 10, 16), (5, 5, 16, 6), {"padding": 4}),
+    ((9, 28, 28, 1), (5, 5, 1, 6), {"padding": 2, "activation": "relu"}),
+    ((1, 40, 130, 20), (3, 3, 20, 3), {"padding": 1, "flip": True}),
+    (
+        (1, 20, 33, 2),
+        (3, 3, 2, 8),
+        {"stride": (2, 1), "dilation": (2, 3), "padding": (1, 4), "activation": "tanh"},
+    ),
+    ((2, 300, 3), (5, 3, 4), {"padding": 2}),
+    ((2, 3, 9, 33, 7), (1, 3, 3, 7, 5), {"padding": (0, 1, 1)}),
     # depthwise: squares of 3 and 5 with stride 1 and 2, at every remainder of a block, and what is like them
     *(
         ((2, n, 12 - n, 19), (k, k, 1, 19), {"groups": 19, "padding": k // 2, "stride": s})

@@ -60,10 +60,14 @@ class RecurrentLayer(Layer):
         bias = self._params["bias"]
         return tuple(zeros((batch, self.hidden_size), bias) for _ in range(self.state_size))
 
-    def step(self, x: Array, state: State) -> State:
-        """One step without a backward pass: x (N, input_size), state -> the next state, h first."""
+    def step(self, x: Array, state: State, *, weight_x: Array | None = None) -> State:
+        """One step without a backward pass: x (N, input_size), state -> the next state, h first.
+
+        ``weight_x``: in place of the layer's; with a product that is known already, (1, G*H), x is [[1]].
+        """
+        own, *others = self._weights()
         forward = getattr(ops, f"{self.cell}_step_forward")
-        return forward(x, *state, *self._weights(), **self._options())[:-1]
+        return forward(x, *state, own if weight_x is None else weight_x, *others, **self._options())[:-1]
 
     def forward(
         self, x: Array, *, training: bool = False, state: State | None = None, lengths: Array | None = None

@@ -15,7 +15,7 @@ from lec7 import ops
 from lec7.arrays import Array, host, like
 from lec7.layers import Dropout, Embedding, Linear, Recurrent, Sequential
 from lec7.layers.base import Layer
-from lec7.layers.recurrent import CELLS, RecurrentLayer
+from lec7.layers.recurrent import CELLS
 
 
 class CharLM(Sequential):
@@ -77,21 +77,28 @@ class CharLM(Sequential):
             raise ValueError("generate: the prime has at least one token")
         table = self.embedding.params["weight"]
         weight, bias = self.output.params["weight"], self.output.params["bias"]
-        steps: list[tuple[RecurrentLayer, int]] = [(cell, i) for i, cell in enumerate(self.cells)]
         states = [cell.zero_state(1) for cell in self.cells]
         x = ops.embedding_forward(like(prime[:, np.newaxis], table), table)
-        for cell, i in steps:
+        for i, cell in enumerate(self.cells):
             x, cache = cell.forward(x)
             states[i] = cache.state
         h = x[-1]
+        # A step takes the time in which its weights come from memory: the first layer's product with each
+        # token's embedding is kept.
+        first, *rest = self.cells
+        products: dict[int, Array] = {}
+        one = like(np.ones((1, 1), np.float32), table)
         block = 256
         for done in range(length):
             if done % block == 0:
                 noise = temperature * rng.gumbel(size=(block, len(bias))).astype(np.float32)
             token = int((host(ops.linear_forward(h, weight, bias))[0] + noise[done % block]).argmax())
             yield token
-            h = table[token : token + 1]
-            for cell, i in steps:
+            if token not in products:
+                products[token] = ops.matmul(table[token : token + 1], first.params["weight_x"])
+            states[0] = first.step(one, states[0], weight_x=products[token])
+            h = states[0][0]
+            for i, cell in enumerate(rest, 1):
                 states[i] = cell.step(h, states[i])
                 h = states[i][0]
 
