@@ -2,14 +2,14 @@
 //
 // The product is transposed: columns of Wh (backward: rows) are the rows of what a warp multiplies with one
 // instruction, 16 of them, and 8 rows of the batch its columns, so that even one row of the batch wastes nothing that
-// counts: a block reads its weights from shared memory once for 8 rows. They lie there as a lane needs them, 16 bytes a
-// fragment, half of what float32 takes. The warps share the depth, and a lane loads its numbers of h (dz) from L2
-// straight into the registers that it multiplies, 16 bytes of a row at a time where rows begin at such; so there is no
-// barrier until the warps' sums are added, in their order, by the threads that have the gates. x Wx + b comes by
+// counts: a block reads its weights from shared memory once for 8 or 16 rows. They lie there as a lane needs them, 16
+// bytes a fragment, half of what float32 takes. The warps share the depth, and a lane loads its numbers of h (dz) from
+// L2 straight into the registers that it multiplies, 16 bytes of a row at a time where rows begin at such; so there is
+// no barrier until the warps' sums are added, in their order, by the threads that have the gates. x Wx + b comes by
 // asynchronous copies meanwhile.
 //
 // Of a step's 2 N H G H FLOPs a block's part takes less time than the reading of its weights from shared memory, 2
-// bytes a weight for each 8 rows, and with few rows less than the barrier and L2's latency. From sm_80 on; on older
+// bytes a weight for each 16 rows, and with few rows less than the barrier and L2's latency. From sm_80 on; on older
 // chips recurrent.cu goes step by step.
 #include <algorithm>
 
@@ -20,9 +20,10 @@
 namespace lec7::cuda {
 namespace {
 
-// A block has `units` units, `columns` numbers for each row of the batch, and takes its rows 8 at a time. A warp
+// A block has `units` units, `columns` numbers for each row of the batch, and takes its rows 8 or 16 at a time. A warp
 // multiplies every `groups`th tile of 16 columns over every `slices`th part of the depth, kPart numbers.
-constexpr int kRowsAtOnce = 8, kTileColumns = 16, kPart = 32, kWarps = kThreads / 32;
+constexpr int kTileRows = 8, kTileColumns = 16, kPart = 32, kWarps = kThreads / 32;
+constexpr int kRowTiles = 2;     // at most, that are multiplied with a weight once it was read
 constexpr int kTilesAtOnce = 8;  // of sums in a warp's registers, 4 each
 #if defined(__CUDA_ARCH__)
 constexpr bool kTensorCores = __CUDA_ARCH__ >= 800;  // without, the kernels are never launched, and empty
@@ -33,18 +34,31 @@ constexpr bool kTensorCores = true;
 struct MmaShare {
   int depth, parts;
   int units, unit_blocks, rows, row_blocks;
-  int columns, tiles, slices, groups;
+  int row_tiles, columns, tiles, slices, groups;
   bool aligned;  // rows of h begin at 16 bytes
 
   constexpr int blocks() const { return unit_blocks * row_blocks; }
+  constexpr int chunk() const { return row_tiles * kTileRows; }      // rows at a time
   constexpr int stride() const { return kTileColumns * tiles + 4; }  // of sums: lanes write to different banks
   constexpr int fragments() const { return tiles * parts * 2; }
   // The weights; the sums of each slice; what stands before them.
   constexpr std::size_t bytes() const {
     return static_cast<std::size_t>(fragments()) * 32 * sizeof(uint4) +
-           static_cast<std::size_t>((slices + 1) * kRowsAtOnce * stride()) * sizeof(float);
+           static_cast<std::size_t>((slices + 1) * chunk() * stride()) * sizeof(float);
   }
 };
+
+// Eight numbers one by one, with zeros from `end` on. A call: the code of few sizes is not to be in each place.
+template <class T>
+[[gnu::noinline]] __device__ uint4 gather(const T* row, int end) {
+  unsigned pairs[4] = {};
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const unsigned bits = i < end ? row[i].bits : 0;
+    pairs[i / 2] |= bits << i % 2 * 16;
+  }
+  return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
 
 template <class T>
 struct MmaBlock {
@@ -52,8 +66,8 @@ struct MmaBlock {
   Index unit, row;  // the first ones
   int units, rows;
   uint4* weights;  // (tiles, parts, 2, lanes): fragments of mma
-  float* sums;     // (slices, kRowsAtOnce, stride)
-  float* inputs;   // (kRowsAtOnce, stride)
+  float* sums;     // (slices, chunk, stride)
+  float* inputs;   // (chunk, stride)
 
   __device__ MmaBlock(const MmaShare& p, const RecurrentShape& s, uint4* shared)
       : share(p),
@@ -63,7 +77,7 @@ struct MmaBlock {
         rows(static_cast<int>(s.batch - row < p.rows ? s.batch - row : p.rows)),
         weights(shared),
         sums(reinterpret_cast<float*>(shared + p.fragments() * 32)),
-        inputs(sums + p.slices * kRowsAtOnce * p.stride()) {}
+        inputs(sums + p.slices * p.chunk() * p.stride()) {}
 
   // The depth is in such an order that a lane's numbers of two products, k..k + 7, stand side by side in a row of the
   // batch: the first product takes k..k + 3, the second the others. first(c): where column c begins, or null; its
@@ -92,16 +106,8 @@ struct MmaBlock {
 
   // Numbers k..k + 7 of a row, with zeros from `end` on.
   __device__ uint4 load(const T* row, int k, int end) const {
-    unsigned pairs[4] = {};
-    if (k < end) {
-      if (share.aligned) return *reinterpret_cast<const uint4*>(row + k);
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const unsigned bits = k + i < end ? row[k + i].bits : 0;
-        pairs[i / 2] |= bits << i % 2 * 16;
-      }
-    }
-    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    if (k >= end) return make_uint4(0, 0, 0, 0);
+    return share.aligned ? *reinterpret_cast<const uint4*>(row + k) : gather(row + k, end - k);
   }
 
   // Rows of the batch, row_of(r) for r < count, times the weights: read by product() after a barrier.
@@ -110,17 +116,27 @@ struct MmaBlock {
     const MmaShare& p = share;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int slice = warp % p.slices, group = warp / p.slices, g = lane / 4, t = lane % 4;
-    const T* const row = g < count ? row_of(g) + 8 * t : nullptr;
-    const int depth_left = row == nullptr ? 0 : p.depth - 8 * t;
+    const int row_tiles = count > kTileRows ? kRowTiles : 1;
+    const T* rows[kRowTiles];
+    int left[kRowTiles];
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+      const bool there = n * kTileRows + g < count;
+      rows[n] = there ? row_of(n * kTileRows + g) + 8 * t : nullptr;
+      left[n] = there ? p.depth - 8 * t : 0;
+    }
 #pragma unroll 1
     for (int tile = group; tile < p.tiles; tile += kTilesAtOnce * p.groups) {
-      float sum[kTilesAtOnce][4] = {};
+      float sum[kRowTiles][kTilesAtOnce][4] = {};
       constexpr int kAhead = 4;
 #pragma unroll 1
       for (int first = slice; first < p.parts; first += kAhead * p.slices) {
-        uint4 x[kAhead];
+        uint4 x[kRowTiles][kAhead];
 #pragma unroll
-        for (int i = 0; i < kAhead; ++i) x[i] = load(row, (first + i * p.slices) * kPart, depth_left);
+        for (int i = 0; i < kAhead; ++i) {
+#pragma unroll
+          for (int n = 0; n < kRowTiles; ++n) x[n][i] = load(rows[n], (first + i * p.slices) * kPart, left[n]);
+        }
         const int end = first + kAhead * p.slices < p.parts ? first + kAhead * p.slices : p.parts;
 #pragma unroll 1
         for (int part = first; part < end; part += p.slices) {
@@ -129,20 +145,33 @@ struct MmaBlock {
             const int now = tile + m * p.groups;
             if (now >= p.tiles) break;
             const uint4* const w = weights + (now * p.parts + part) * 2 * 32 + lane;
-            multiply_part(sum[m], w[0], x[0].x, x[0].y);
-            multiply_part(sum[m], w[32], x[0].z, x[0].w);
+            const uint4 first_half = w[0], second_half = w[32];
+#pragma unroll
+            for (int n = 0; n < kRowTiles; ++n) {
+              if (n >= row_tiles) break;
+              multiply_part(sum[n][m], first_half, x[n][0].x, x[n][0].y);
+              multiply_part(sum[n][m], second_half, x[n][0].z, x[n][0].w);
+            }
           }
 #pragma unroll
-          for (int i = 1; i < kAhead; ++i) x[i - 1] = x[i];
+          for (int i = 1; i < kAhead; ++i) {
+#pragma unroll
+            for (int n = 0; n < kRowTiles; ++n) x[n][i - 1] = x[n][i];
+          }
         }
       }
 #pragma unroll
-      for (int m = 0; m < kTilesAtOnce; ++m) {
-        const int now = tile + m * p.groups;
-        if (now >= p.tiles) break;
-        float* const to = sums + (slice * kRowsAtOnce + 2 * t) * p.stride() + now * kTileColumns + g;
-        to[0] = sum[m][0], to[p.stride()] = sum[m][1];
-        to[8] = sum[m][2], to[p.stride() + 8] = sum[m][3];
+      for (int n = 0; n < kRowTiles; ++n) {
+        if (n >= row_tiles) break;
+#pragma unroll
+        for (int m = 0; m < kTilesAtOnce; ++m) {
+          const int now = tile + m * p.groups;
+          if (now >= p.tiles) break;
+          const int row = slice * p.chunk() + n * kTileRows + 2 * t;
+          float* const to = sums + row * p.stride() + now * kTileColumns + g;
+          to[0] = sum[n][m][0], to[p.stride()] = sum[n][m][1];
+          to[8] = sum[n][m][2], to[p.stride() + 8] = sum[n][m][3];
+        }
       }
     }
   }
@@ -159,7 +188,7 @@ struct MmaBlock {
     for (int i = 0; i < n; ++i) result[i] = from[i * share.units];
 #pragma unroll 1
     for (int slice = 1; slice < share.slices; ++slice) {
-      from += kRowsAtOnce * share.stride();
+      from += share.chunk() * share.stride();
 #pragma unroll
       for (int i = 0; i < n; ++i) result[i] += from[i * share.units];
     }
@@ -169,7 +198,7 @@ struct MmaBlock {
   template <class Body>
   __device__ void for_chunks(Body&& body) const {
 #pragma unroll 1
-    for (int r = 0; r < rows; r += kRowsAtOnce) body(row + r, rows - r < kRowsAtOnce ? rows - r : kRowsAtOnce);
+    for (int r = 0; r < rows; r += share.chunk()) body(row + r, rows - r < share.chunk() ? rows - r : share.chunk());
   }
   // body(r, j) for these rows and the block's units: always the same thread for the same two.
   template <class Body>
@@ -262,13 +291,13 @@ MmaShare mma_share_of(const RecurrentShape& s, Index depth, int per_unit, bool a
   if (s.steps < 2 || s.batch == 0 || s.batch > kMostRows) return {};
   const int hidden = static_cast<int>(s.hidden), batch = static_cast<int>(s.batch);
   int row_blocks = 1;
-  while (2 * kRowsAtOnce * row_blocks <= batch) row_blocks *= 2;
+  while (2 * kTileRows * row_blocks <= batch) row_blocks *= 2;
   for (row_blocks = std::min(row_blocks, properties().multiprocessors); row_blocks > 0; row_blocks /= 2) {
     MmaShare p{};
     p.depth = static_cast<int>(depth);
     p.parts = (p.depth + kPart - 1) / kPart;
     p.aligned = aligned && depth % 8 == 0;
-    p.rows = static_cast<int>(ceil_div(ceil_div(batch, row_blocks), kRowsAtOnce)) * kRowsAtOnce;
+    p.rows = static_cast<int>(ceil_div(ceil_div(batch, row_blocks), kTileRows)) * kTileRows;
     p.row_blocks = (batch + p.rows - 1) / p.rows;
     p.units = static_cast<int>(ceil_div(hidden, properties().multiprocessors / p.row_blocks));
     p.unit_blocks = (hidden + p.units - 1) / p.units;
@@ -277,7 +306,9 @@ MmaShare mma_share_of(const RecurrentShape& s, Index depth, int per_unit, bool a
     p.slices = 1;
     while (p.slices < kWarps && 2 * p.slices <= p.parts) p.slices *= 2;
     p.groups = kWarps / p.slices;
-    if (p.bytes() <= properties().shared_per_block) return p;
+    for (p.row_tiles = p.rows > kTileRows ? kRowTiles : 1; p.row_tiles > 0; --p.row_tiles) {
+      if (p.bytes() <= properties().shared_per_block) return p;
+    }
   }
   return {};
 }

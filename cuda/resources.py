@@ -31,11 +31,12 @@ INSTRUCTIONS = {
     r"Tf32Tile": r"HMMA",
     r"HalfTile": r"HMMA",
     r"^recurrent_mma_": r"HMMA",
+    r"^recurrent_mma_(forward|backward)_kernel": r"LDG\S*\.128",
     r"^attention_half_(forward|backward)_kernel": r"HMMA",
+    r"^attention_half_(?!delta)": r"LDGSTS\S*\.128",
     r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel<(?!FmaTile<.*float16)": r"LDGSTS",
     r"^(gemm|conv|conv_weight_gradient)_kernel<(?!FmaTile<.*float16)": r"LDGSTS\S*\.128",
     r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
-    r"^attention_half_(?!delta)": r"LDGSTS\S*\.128",
     r"^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
 }
 #: bytes of a block's shared memory that the driver takes from sm_90 on, counted with the kernel's

@@ -1,6 +1,16 @@
 import numpy as np
 import pytest
-from checking import agrees, check_gradients, honours_needs, near_in_half, normal, rejects, rounded, same_bits
+from checking import (
+    HALVES,
+    agrees,
+    check_gradients,
+    honours_needs,
+    near_in_half,
+    normal,
+    rejects,
+    rounded,
+    same_bits,
+)
 from devices import DeviceOps
 
 from lec7 import _cpu, reference
@@ -346,8 +356,6 @@ def test_recurrent_refuses_saved_values_of_another_call(cell, backend, rng):
 
 # --- storage in 16 bits -------------------------------------------------------------------------------------
 
-HALVES = ("float16", "bfloat16")
-
 
 def from_stored(cell, parameters, x, state, weights, hs, saved, lengths, reverse):
     """The reference's steps in float64, each from the states that the backend stored before it.
@@ -406,13 +414,16 @@ def agrees_in_half(cell, parameters, ops, dtype, x, state, weights, dys, lengths
 @pytest.mark.parametrize("stored", HALVES)
 @pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_half_sequences_agree(cell, parameters, stored, device, rng):
-    # Not a row of one unit alone: what its gradients are summed from may cancel.
+    # In one kernel, and step by step, as on chips without the tensor cores that it needs. Not a row of one
+    # unit alone: what its gradients are summed from may cancel.
     for i, (t, n, d, h) in enumerate(((1, 9, 1, 1), *SHAPES[1:])):
         x, state, weights = operands(rng, cell, t, n, d, h)
         dys = [normal(rng, t, n, h), *(normal(rng, n, h) for _ in state)]
         lengths = rng.integers(0, t + 1, n) if i % 2 else None
         arrays = (x, state, weights, dys, lengths, i % 3 == 0)
-        agrees_in_half(cell, parameters, device.storing(stored), stored, *arrays)
+        for capability in (75, 80):
+            with device.chip(capability):
+                agrees_in_half(cell, parameters, device.storing(stored), stored, *arrays)
 
 
 @pytest.mark.parametrize("stored", HALVES)
@@ -431,11 +442,13 @@ def test_half_step_is_a_sequence_of_one(cell, parameters, stored, device, rng):
 @pytest.mark.parametrize("stored", HALVES)
 @pytest.mark.parametrize(("cell", "parameters"), CELLS, ids=str)
 def test_long_half_recurrences_agree(cell, parameters, stored, device, rng):
-    # One kernel for all steps: several chunks of rows, all warps along the depth, more tiles of columns than
-    # a warp sums at once, more parts of the depth than it loads at once. Step by step: many rows, and (on the
-    # four multiprocessors of the host) where weight_h does not fit, in the last one.
-    wide = {"rnn": (256, 640), "lstm": (256, 257, 330), "gru": (256, 400)}[cell]
-    for t, n, d, h in ((3, 40, 5, 108), (3, 257, 2, 6), *((2, 3, 4, h) for h in wide)):
+    # One kernel for all steps: 16 rows at a time and the rest, all warps along the depth, more tiles of
+    # columns than a warp sums at once (and 8 rows at a time, where the sums of 16 do not fit), more parts of
+    # the depth than it loads at once. Step by step: many rows, and (on the four multiprocessors of the host)
+    # where weight_h does not fit, in the last one.
+    wide = {"rnn": (640,), "lstm": (257, 330), "gru": (400,)}[cell]
+    shapes = ((3, 40, 5, 108), (2, 77, 3, 24), (3, 257, 2, 6), (2, 16, 4, 256), *((2, 3, 4, h) for h in wide))
+    for t, n, d, h in shapes:
         x, state, weights = operands(rng, cell, t, n, d, h)
         dys = [normal(rng, t, n, h), *(normal(rng, n, h) for _ in state)]
         reverse = bool(h % 4)
