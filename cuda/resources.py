@@ -37,7 +37,8 @@ INSTRUCTIONS = {
     r"^(gemm|conv|conv_weight_gradient|locally_connected)_kernel<(?!FmaTile<.*float16)": r"LDGSTS",
     r"^(gemm|conv|conv_weight_gradient)_kernel<(?!FmaTile<.*float16)": r"LDGSTS\S*\.128",
     r"^(attention|recurrent)_(forward|backward)_kernel": r"LDGSTS",
-    r"^(?!recurrent)\w+_kernel<4\b": r"LDG\S*\.128",
+    r"^(?!recurrent)\w+_kernel<4\b(?!.*float16)": r"LDG\S*\.128",
+    r"^\w+_kernel<4\b.*float16": r"LDG\S*\.(64|128)",
 }
 #: bytes of a block's shared memory that the driver takes from sm_90 on, counted with the kernel's
 RESERVED = 1024
