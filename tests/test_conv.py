@@ -84,6 +84,9 @@ CASES = [
         {"stride": (2, 1), "dilation": (2, 3), "padding": (1, 4), "activation": "tanh"},
     ),
     ((2, 300, 3), (5, 3, 4), {"padding": 2}),
+    ((1, 10, 29, 1), (1, 5, 1, 2), {"padding": ((6, 6), (0, 2)), "dilation": (1, 3)}),
+    ((1, 3, 52, 1), (2, 4, 1, 4), {"padding": ((6, 7), (1, 2)), "activation": "relu"}),
+    ((1, 4, 9, 1), (2, 2, 1, 1), {"padding": ((50000, 50000), (0, 0)), "dilation": (100000, 1)}),
     ((2, 3, 9, 33, 7), (1, 3, 3, 7, 5), {"padding": (0, 1, 1)}),
     # depthwise: squares of 3 and 5 with stride 1 and 2, at every remainder of a block, and what is like them
     *(

@@ -354,6 +354,18 @@ def test_frozen_layers_cost_no_gradients(rng: np.random.Generator) -> None:
     assert asked == [{"dx"}, {"dweight", "dbias"}]  # nothing below the first that learns
     assert [bool(grad.any()) for grad in network.grads.values()] == 4 * [False] + 2 * [True] + 2 * [False]
     assert parameters.grads.any()
+    errors = gradcheck(network, rng.standard_normal((3, 4)), rng=rng)
+    assert errors.keys() == {"x", "2.weight", "2.bias"}
+    assert max(errors.values()) < TOLERANCE
+
+
+def test_a_frozen_embedding_costs_no_gradient(rng: np.random.Generator) -> None:
+    network = L.Sequential(L.Embedding(5, 4, rng=rng), L.Linear(4, 4, rng=rng))
+    L.Parameters(network, frozen=["0."])
+    y, cache = network.forward(np.array([1, 2, 2]))
+    network.backward(y, cache, needs_dx=False)
+    assert not network.grads["0.weight"].any()
+    assert network.grads["1.weight"].any()
 
 
 def test_gradients_start_from_zero_again(rng: np.random.Generator) -> None:
@@ -375,8 +387,23 @@ def test_gradients_start_from_zero_again(rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(grad, first[name], err_msg=name)
         parameters.zero_grads()
     assert not parameters.grads.any()
-    parameters.zero_grads()
-    assert not any(grad.any() for grad in network.grads.values())
+
+    grads()
+    parameters.forget_grads()
+    network.children["3"].backward(x, network.children["3"].forward(x)[1])
+    parameters.settle_grads()
+    for name, grad in network.grads.items():
+        assert grad.any() == name.startswith("3."), name
+
+
+def test_sharing_forgets_no_old_numbers(rng: np.random.Generator) -> None:
+    a, b = L.Linear(4, 4, rng=rng), L.Linear(4, 4, rng=rng)
+    parameters = L.Parameters(a)
+    y, cache = a.forward(rng.standard_normal((3, 4)).astype(np.float32))
+    a.backward(y, cache)
+    parameters.forget_grads()
+    b.share_parameter("weight", a)
+    assert not a.grads["weight"].any()
 
 
 def test_dropout_draws_another_mask_each_time_and_none_in_evaluation(rng: np.random.Generator) -> None:

@@ -164,10 +164,9 @@ void input_gradient_of_few_channels(const ConvShape& s, const T* dy, const T* we
 template <class T>
 void input_gradient(const ConvShape& s, const T* dy, const T* weight, T* dx) {
   if (s.batch == 0) return;
-  const bool by_winograd =
-      std::is_same_v<T, float> && winograd_method(gradient_convolution(s, weight, {}).first) != Winograd::none;
-  const bool planar = planar_pays<T>(gradient_convolution(s, weight, {}).first);
-  if (s.groups == 1 && s.channels < W<T> && s.taps() > 1 && !by_winograd && !planar) {
+  const Convolution first = gradient_convolution(s, weight, {}).first;
+  const bool by_winograd = std::is_same_v<T, float> && winograd_method(first) != Winograd::none;
+  if (s.groups == 1 && s.channels < W<T> && s.taps() > 1 && !by_winograd && !planar_pays<T>(first)) {
     return input_gradient_of_few_channels(s, dy, weight, dx);
   }
   const Windows& w = s.windows;

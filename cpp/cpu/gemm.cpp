@@ -2,11 +2,11 @@
 //
 //   tile      6 x 4 vectors in registers, B from packed panels                  (tile.h)
 //   k blocks  a panel of B is kKBlock x 64 numbers and streams from L2
-//   few rows  m <= 255 (95 of one panel): a task takes a strip of panels of B and packs its next rows during the
-//   products many rows B is packed once by all threads; a task is a block of rows times a group of panels skinny    m
-//   <= 12 (6 where B is big) reads each number of B once or twice and does not pack it; one row streams B gradient  x^T
-//   dz of a sequence: many rows, summed block by block into a C that stays in L2 dot       few rows and B transposed:
-//   the sums run along the vectors
+//   few rows  m <= 255: a task takes a strip of panels of B and packs its next rows during the products
+//   many rows B is packed once by all threads; a task is a block of rows times a group of panels
+//   skinny    m <= 12 (6 where B is big) reads each number of B once or twice and does not pack it; one row streams B
+//   gradient  x^T dz of a sequence: many rows, summed block by block into a C that stays in L2
+//   dot       few rows and B transposed: the sums run along the vectors
 #include "gemm.h"
 
 #include <algorithm>
@@ -475,9 +475,8 @@ void gemm(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index ldc
       });
       a = {copy.data(), ld_copy, a.transposed};
     }
-    if (m <= (n <= kPanel<T> ? kOneStripRows : kFewRows))
-      gemm_few_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
-    else gemm_many_rows(m, n, k, a, b, c, ldc, bias, activation, threads);
+    const bool few = m <= (n <= kPanel<T> ? kOneStripRows : kFewRows);
+    (few ? gemm_few_rows<T> : gemm_many_rows<T>)(m, n, k, a, b, c, ldc, bias, activation, threads);
   }
 }
 

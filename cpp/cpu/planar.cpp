@@ -19,6 +19,7 @@ namespace {
 
 constexpr Index kBandNumbers = 1 << 13;  // of what goes in and comes out, in a band
 constexpr Index kTogether = 4;           // images in a band at least, where they are small
+constexpr Index kMostNumbers = 1 << 18;  // of x in a band that stays in L2
 constexpr Index kGradientTasks = 16;     // split the bands into chunks until there are as many
 constexpr int kRegisters = kVectorBytes == 64 ? 32 : 16;
 
@@ -119,6 +120,15 @@ void split_run(Index channels, Index positions, const T* x, T* plane, Index apar
 
 // ---- Bands of lines ----
 
+constexpr int kMostTaps = 8;  // of a tile of the gradient
+
+// Neighbouring positions of y, from `position` on, whose windows begin at x in the planes of the first channel and meet
+// it with these rows of taps.
+struct Vector {
+  Index x, position, count;
+  Range taps;
+};
+
 // Some lines of an image, or some images, with the planes of x that their windows reach.
 struct Bands {
   const Convolution& c;
@@ -178,25 +188,26 @@ struct Bands {
     zero_run(W<T>, planes);
   }
 
-  // Calls body(vector, position, count, taps): `count` neighbouring positions of y, from `position` on, whose windows
-  // begin at `vector` in the planes of the first channel and meet x with these rows of taps.
-  template <class Body>
-  void for_vectors(Index band, int width, Body&& body) const {
+  // The vectors of a band, `width` positions and fewer; their number. Line by line, so that neighbours share taps.
+  Index list_vectors(Index band, int width, Vector* vectors) const {
     const auto& [wd, wh, ww] = c.windows;
     const Index first = band / parts() * images, line = band % parts() * lines;
     const Index last = std::min(first + images, count_images()), some = std::min(lines, wh.out - line);
+    Vector* next = vectors;
     for (Index i = 0; i < some; ++i) {
-      const Range taps = wh.taps(line + i);
+      const Range met = wh.taps(line + i);  // of a line that meets none, they begin anywhere
+      const Range taps{std::min(met.begin, wh.kernel), std::min(met.end, wh.kernel)};
       for (Index image = first; image < last; ++image) {
         for (Index w = 0; w < ww.out; w += width) {
-          body((image - first) * image_size() + i * wh.stride * pitch + w, (image * wh.out + line + i) * ww.out + w,
-               std::min<Index>(width, ww.out - w), taps);
+          *next++ = {(image - first) * image_size() + i * wh.stride * pitch + w,
+                     (image * wh.out + line + i) * ww.out + w, std::min<Index>(width, ww.out - w), taps};
         }
       }
     }
+    return next - vectors;
   }
-  // Where the numbers of a patch stand in the planes, from its first: `more` times the last in the end.
-  void find_offsets(Index more, Index* offset) const {
+  // Where the numbers of a patch stand in the planes, from its first; kMostTaps times the last in the end.
+  void find_offsets(Index* offset) const {
     const auto& [wd, wh, ww] = c.windows;
     for (Index kh = 0; kh < wh.kernel; ++kh) {
       for (Index kw = 0; kw < ww.kernel; ++kw) {
@@ -205,26 +216,14 @@ struct Bands {
         }
       }
     }
-    for (Index i = 0; i < more; ++i, ++offset) offset[0] = offset[-1];
+    for (Index i = 0; i < kMostTaps; ++i, ++offset) offset[0] = offset[-1];
   }
 };
-
-struct Vector {
-  Index x, position, count;
-  Range taps;
-};
-
-Index list_vectors(const Bands& bands, Index band, int width, Vector* vectors) {
-  Vector* next = vectors;
-  bands.for_vectors(band, width,
-                    [&](Index x, Index position, Index count, Range taps) { *next++ = {x, position, count, taps}; });
-  return next - vectors;
-}
 
 template <int F>
 inline constexpr int kVectors = std::clamp((kRegisters - 2) / (F + 1), 1, 8);  // F V sums, V of x, one weight
 template <int F>
-inline constexpr int kTaps = std::clamp((kRegisters - 2) / F - 1, 1, 8);  // F K sums, F of dy, one of x
+inline constexpr int kTaps = std::clamp((kRegisters - 2) / F - 1, 1, kMostTaps);  // F K sums, F of dy, one of x
 
 // V vectors of positions; `line`: the numbers of a patch in a row of taps.
 template <class T, int F, int V>
@@ -300,7 +299,12 @@ bool planar_pays(const Convolution& c) {
   const auto& [wd, wh, ww] = c.windows;
   if (c.groups != 1 || !c.dense() || c.out() > kMostChannels<T> || c.taps() == 1 || ww.stride != 1) return false;
   if (wd.kernel != 1 || wd.stride != 1 || wd.pad_before != 0 || wd.out != wd.in) return false;
-  return 3 * ceil_div(ww.out, W<T>) * c.out() <= 2 * ww.out;  // a half more for the splitting and joining
+  // A half more for the splitting and joining; and lines so long, or taps so far apart, that few fit are not for this.
+  if (3 * ceil_div(ww.out, W<T>) * c.out() > 2 * ww.out) return false;
+  const Index most = kMostNumbers / c.channels;
+  if (wh.extent() > most || ww.out - 1 + ww.extent() > most) return false;
+  const Bands bands(c);
+  return bands.x_lines * bands.pitch <= most;
 }
 
 template <class T>
@@ -308,8 +312,8 @@ void convolve_planar(const Convolution& c, const T* x, const Filters<T>& filters
                      T* y) {
   const Bands bands(c);
   const Index depth = c.depth(), n = c.filters, vectors = bands.most_vectors(W<T>);
-  memory::Buffer<Index> offsets(depth);
-  bands.find_offsets(0, offsets.data());
+  memory::Buffer<Index> offsets(depth + kMostTaps);
+  bands.find_offsets(offsets.data());
   memory::Buffer<T> weights(depth * n);
   for (Index k = 0; k < depth; ++k) {
     const T* const tap = filters.tap(c, k / c.channels);
@@ -327,7 +331,7 @@ void convolve_planar(const Convolution& c, const T* x, const Filters<T>& filters
       Vector* const list = vector_lists[team.thread];
       team.for_each(bands.count(), [&](Index band) {
         bands.split(band, x, planes);
-        const Index count = list_vectors(bands, band, W<T>, list);
+        const Index count = bands.list_vectors(band, W<T>, list);
         const auto tile = [&]<int V>(Index v) {
           convolve_tile<T, F, V>(depth / c.windows[1].kernel, offsets.data(), planes, list + v, weights.data(), bias,
                                  y);
@@ -349,12 +353,12 @@ void planar_weight_gradient(const Convolution& c, bool flip, const T* dy, const 
   const Index depth = c.depth(), n = c.filters, vectors = bands.most_vectors(W<T>);
   const Index chunk = ceil_div(bands.count(), std::min(bands.count(), kGradientTasks));
   const Index chunks = ceil_div(bands.count(), chunk);
-  memory::Buffer<Index> offsets(depth + 8);
-  bands.find_offsets(8, offsets.data());
+  memory::Buffer<Index> offsets(depth + kMostTaps);
+  bands.find_offsets(offsets.data());
   memory::Buffer<T> parts(chunks * depth * n);
   const Index threads = limit_threads(c.work(), chunks);
   Scratch<T> plane_data(threads, bands.planes_size<T>()), dy_data(threads, vectors * n * W<T>);
-  Scratch<T> sum_data(threads, (depth + 8) * n * W<T>);
+  Scratch<T> sum_data(threads, (depth + kMostTaps) * n * W<T>);
   Scratch<Vector> vector_lists(threads, vectors);
   with_channels<T>(n, [&]<int F> {
     parallel_region(threads, [&](const Team& team) {
@@ -363,10 +367,10 @@ void planar_weight_gradient(const Convolution& c, bool flip, const T* dy, const 
       T* const sums = sum_data[team.thread];
       Vector* const list = vector_lists[team.thread];
       team.for_each(chunks, [&](Index task) {
-        zero_run((depth + 8) * F * W<T>, sums);
+        zero_run((depth + kMostTaps) * F * W<T>, sums);
         for (Index band = task * chunk; band < std::min((task + 1) * chunk, bands.count()); ++band) {
           bands.split(band, x, planes);
-          const Index count = list_vectors(bands, band, W<T>, list);
+          const Index count = bands.list_vectors(band, W<T>, list);
           for (Index v = 0; v < count; ++v) {
             Vec<T> channel[F];
             load_split(dy + list[v].position * F, list[v].count, channel);

@@ -28,7 +28,7 @@ def gradcheck(
 
     Args:    x: the layer's input; integers (tokens) are not differentiated.
              training, options: for ``forward``.
-    Returns: for "x" and for each parameter, max |difference| / max(|gradient|, 1).
+    Returns: for "x" and for each parameter (not of frozen layers), max |difference| / max(|gradient|, 1).
              About 1e-9 for a right backward pass.
     """
     layer = copy.deepcopy(layer)
@@ -38,6 +38,7 @@ def gradcheck(
             name: value.astype(np.float64) if value.dtype == np.float32 else value
             for name, value in owner._buffers.items()
         }
+        owner._unwritten.clear()
         owner._grads = {name: np.zeros_like(value) for name, value in owner._params.items()}
     floating = np.issubdtype(x.dtype, np.floating)
     x = x.astype(np.float64) if floating else x
@@ -46,13 +47,16 @@ def gradcheck(
         with layer.keeping_buffers():  # every call draws the same dropout mask, from the same state
             return layer.forward(x, training=training, **options)
 
+    learning = {
+        prefix + name for prefix, owner in layer.owners() for name in owner._params if not owner.frozen
+    }
     y, cache = forward()
     dy = rng.standard_normal(y.shape)
     dx = layer.backward(dy, cache)
 
     gradients = {
         **({"x": (x, dx)} if floating else {}),
-        **{n: (p, layer.grads[n]) for n, p in layer.params.items()},
+        **{n: (p, layer.grads[n]) for n, p in layer.params.items() if n in learning},
     }
     errors = {}
     for name, (array, gradient) in gradients.items():

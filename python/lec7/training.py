@@ -77,6 +77,8 @@ class Trainer:
     def step(self, x: Array, targets: Array) -> StepResult:
         """One update of the parameters from one batch, which is moved to where they are.
 
+        Its gradients stay in ``parameters.grads``; what was there before is forgotten.
+
         While a CUDA graph records, nothing is done, and each replay is a step on what x and targets hold
         then: ``step_count``, the schedule and the network's masks go on with it. One step must have been
         made before. A replay does not refuse a loss that is not finite.
@@ -91,9 +93,11 @@ class Trainer:
             return self._recorded_step(x, targets, values, self.parameters.grads[learns])
         put_buffers_back = self.model.keep_buffers()
         try:
+            self.parameters.forget_grads()
             y, cache = self.model.forward(x, training=True)
             loss, dy = self.loss(y, targets)
             self.model.backward(dy, cache, needs_dx=False)
+            self.parameters.settle_grads()
             grads = self.parameters.grads[learns]
             norm = float(ops.global_norm(grads))  # waits for all of it
             loss = float(loss)
@@ -111,11 +115,11 @@ class Trainer:
             )
         scale = clip_scale(norm, self.clip)
         self.optimizer.update(values, grads, lr=lr, grad_scale=scale)
-        self.parameters.zero_grads()
         self.step_count += 1
         return StepResult(loss, norm, lr)
 
     def _recorded_step(self, x: Array, targets: Array, values: Array, grads: Array) -> StepResult:
+        self.parameters.forget_grads()
         y, cache = self.model.forward(x, training=True)
         loss: Any
         loss, dy = self.loss(y, targets)
@@ -123,7 +127,6 @@ class Trainer:
         norm = ops.global_norm(grads)
         lr = each_time(lambda: self.schedule(self.step_count), "float64", values)
         self.optimizer.update(values, grads, lr=lr, grad_scale=clip_scale(norm, self.clip))
-        self.parameters.zero_grads()
         each_time(self._count, "int64", values)
         return StepResult(loss, norm, lr)
 

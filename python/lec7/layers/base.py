@@ -53,9 +53,9 @@ class Layer:
             raise ValueError(
                 f"share_parameter: {name} {mine.shape} and {other_name} {its.shape} differ in shape"
             )
+        for layer in (self, other):  # neither may write over the other's
+            layer._fill_unwritten()
         self._params[name], self._grads[name] = its, other._grads[other_name]
-        for layer, shared in ((self, name), (other, other_name)):  # neither may write over the other's
-            layer._unwritten.discard(shared)
 
     def owners(self, prefix: str = "") -> Iterator[tuple[str, Layer]]:
         """Every layer of the tree, this one first, with the prefix of its names."""
@@ -224,17 +224,15 @@ class Parameters:
             size += -(-math.prod(shape) // 16) * 16
             if not (prefixes and first_names[key].startswith(prefixes)):
                 self.trainable = size
-        self.values, self._grads = _aligned_zeros(size), _aligned_zeros(size)
+        self.values, self.grads = _aligned_zeros(size), _aligned_zeros(size)
         if order:
             layer, name = places[order[0]][0]
-            self.values, self._grads = (
-                arrays.like(a, layer._params[name]) for a in (self.values, self._grads)
-            )
+            self.values, self.grads = (arrays.like(a, layer._params[name]) for a in (self.values, self.grads))
 
         for key in order:
             offset, shape = self.layout[first_names[key]]
             span = slice(offset, offset + math.prod(shape))
-            value, grad = self.values[span].reshape(shape), self._grads[span].reshape(shape)
+            value, grad = self.values[span].reshape(shape), self.grads[span].reshape(shape)
             layer, name = places[key][0]
             value[...] = layer._params[name]
             for layer, name in places[key]:
@@ -247,18 +245,17 @@ class Parameters:
             layer.frozen = bool(layer._params) and id(layer) not in learns
             layer.flat = True
 
-    @property
-    def grads(self) -> Array:
-        """All gradients, laid out as ``values``."""
-        for _, layer in self.model.owners():
-            layer._fill_unwritten()
-        return self._grads
-
     def zero_grads(self) -> None:
-        """Make all gradients zero: in memory once they are read through ``grads``, if backward has not
-        written over them before."""
-        if arrays.on_device(self._grads):
-            self._grads.fill(0)
+        self.grads.fill(0)
+        for uses in self._places:
+            for layer, name in uses:
+                layer._unwritten.discard(name)
+
+    def forget_grads(self) -> None:
+        """Let backward write over all gradients, which saves two passes over them; what it has not reached
+        then is set to zero by ``settle_grads``. Between the two, ``grads`` may hold old numbers."""
+        if arrays.on_device(self.grads):
+            self.grads.fill(0)
             return
         for uses in self._places:
             layer, name = uses[0]
@@ -266,6 +263,10 @@ class Parameters:
                 layer._grads[name].fill(0)
             else:
                 layer._unwritten.add(name)
+
+    def settle_grads(self) -> None:
+        for uses in self._places:
+            uses[0][0]._fill_unwritten()
 
     @property
     def count(self) -> int:

@@ -30,4 +30,5 @@ class Embedding(Layer):
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> None:
         weight = self.params["weight"]
-        self.accumulate(weight=ops.embedding_backward(dy, cache, num_embeddings=weight.shape[0]))
+        if not self.frozen:
+            self.accumulate(weight=ops.embedding_backward(dy, cache, num_embeddings=weight.shape[0]))
