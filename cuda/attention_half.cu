@@ -10,8 +10,8 @@
 //             only where a maximum grew by more than 2^8: p stays below that, y / sum is the same. 2 Tq Tk (d + dv)
 //             FLOPs a head, half of that where causal; a block reads k and v, 2 Tk (d + dv) bytes, from L2
 //   backward  one kernel owns 64 keys and gives dk and dv (4 Tq Tk (d + dv) FLOPs), one owns 64 queries and gives dq (2
-//             Tq Tk (2 d + dv)): at d = dv 14 Tq Tk d, two sevenths of it to have no atomics. With D = 256 dk and dv take
-//             two blocks of 128 columns each
+//             Tq Tk (2 d + dv)): at d = dv 14 Tq Tk d, two sevenths of it to have no atomics. With D = 256 dk and dv
+//             take two blocks of 128 columns each
 //
 // Bound by the products, as each byte of shared memory is multiplied 16 or 32 times: at 32 rows a warp ldmatrix takes
 // half the cycles that mma does on an A100, at 16 rows as many. Beside them the exponentials, 16 a cycle of a
