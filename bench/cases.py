@@ -530,7 +530,7 @@ CUDA_HALF_MOST = {"attention: attention, forward": 1 / 0.6}
 #: with tf32, as MEANS: 0.8 of cuDNN's speed
 CUDA_TF32_MEANS = {"conv": {"forward": 1.25, "forward + backward": 1.25}}
 #: the suites whose rows can store their arrays in float16 and bfloat16 on a GPU
-HALF_SUITES = ("recurrent", "attention")
+HALF_SUITES = ("gemm", "conv", "recurrent", "attention")
 
 SUITES: dict[str, Sequence[Row | MemoryRow]] = {
     "gemm": [
