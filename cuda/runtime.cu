@@ -234,7 +234,10 @@ void set_memory_limit(std::size_t bytes) {
   check(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrReleaseThreshold, &threshold), "cudaMemPoolSetAttribute");
 }
 
-void empty_cache() { check(cudaMemPoolTrimTo(pool(), 0), "cudaMemPoolTrimTo"); }
+void empty_cache() {
+  check(cudaMemPoolTrimTo(pool(), 0), "cudaMemPoolTrimTo");
+  check(cudaDeviceGraphMemTrim(current_device()), "cudaDeviceGraphMemTrim");  // graphs have a pool of their own
+}
 
 void copy_to_device(void* to, const void* from, std::size_t bytes) {
   if (bytes == 0) return;

@@ -357,3 +357,100 @@ def test_a_graph_keeps_what_it_uses(cuda, x):
     del graph, total, filler
     gc.collect()
     assert cuda.memory_info()["in_use"] == before
+
+
+def test_a_graph_keeps_results_of_another_graph(cuda, x):
+    before = cuda.memory_info()["in_use"]
+    device = cuda.to_device(x)
+    with cuda.Graph() as first:
+        y = cuda.relu_forward(device)
+    with cuda.Graph() as second:
+        z = y + y
+    with pytest.raises(RuntimeError, match="a result of another graph; replay that one first"):
+        second.replay()
+    first.replay()
+    del y
+    for graph in (second, first, second):
+        graph.replay()
+        np.testing.assert_array_equal(z.numpy(), 2 * np.maximum(x, 0))
+    del first, graph
+    gc.collect()
+    second.replay()
+    np.testing.assert_array_equal(z.numpy(), 2 * np.maximum(x, 0))
+    del device, second, z
+    gc.collect()
+    assert cuda.memory_info()["in_use"] == before
+
+
+def test_memory_of_a_graphs_results_is_freed_once(cuda, x):
+    """Dropped while it records, between replays, after the graph, or never replayed."""
+    before = cuda.memory_info()["in_use"]
+    device = cuda.to_device(x)
+    for replays in (0, 1, 2):
+        with cuda.Graph() as graph:
+            y = cuda.relu_forward(device)
+            y = y + y
+            z = y + y
+            view = z[1:]
+        for _ in range(replays):
+            graph.replay()
+        del y
+        for _ in range(replays):
+            graph.replay()
+        z.free()
+        del graph, z
+        gc.collect()
+        del view
+    del device
+    assert cuda.memory_info()["in_use"] == before
+
+
+def test_results_are_refused_until_the_first_replay(cuda, x):
+    device = cuda.to_device(x)
+    with cuda.Graph() as graph:
+        y = cuda.relu_forward(device)
+        number = graph.each_replay(lambda: 7, "int64")
+    uses = y.numpy, y.copy, number.item, lambda: cuda.relu_forward(y), lambda: y[0], y.__dlpack__
+    for use in uses:
+        with pytest.raises(RuntimeError, match="not replayed yet"):
+            use()
+    graph.replay()
+    for use in uses:
+        use()
+    assert int(number) == 7
+    results = []
+
+    def broken_off():
+        results.append(cuda.relu_forward(device))
+        cuda.synchronize()
+
+    with pytest.raises(RuntimeError, match="while a graph records"), cuda.Graph():
+        broken_off()
+    with pytest.raises(RuntimeError, match="not replayed yet"):
+        results[0].numpy()
+
+
+def test_a_replay_on_an_array_that_was_freed_is_refused(cuda, x):
+    device = cuda.to_device(x)
+    with cuda.Graph() as graph:
+        y = cuda.relu_forward(device)
+    graph.replay()
+    device.free()
+    with pytest.raises(RuntimeError, match="an array that it uses was freed"):
+        graph.replay()
+    np.testing.assert_array_equal(y.numpy(), np.maximum(x, 0))
+
+
+def test_only_the_graph_that_records_ends(cuda, x):
+    device, other = cuda.to_device(x), cuda.Graph()
+    with cuda.Graph() as graph:
+        with pytest.raises(RuntimeError, match="it does not record now"):
+            other.__exit__(None, None, None)
+        with other, pytest.raises(RuntimeError, match="it records already"):
+            graph.__enter__()
+        assert cuda.recording() is graph
+        y = cuda.relu_forward(device)
+    with pytest.raises(RuntimeError, match="it does not record now"):
+        graph.__exit__(None, None, None)
+    graph.replay()
+    np.testing.assert_array_equal(y.numpy(), np.maximum(x, 0))

@@ -352,6 +352,54 @@ def test_replays_carry_a_state(cell):
     same_state(trainer, plain)
 
 
+@pytest.mark.parametrize("mode", ["one_to_one", "many_to_one"])
+def test_replays_that_carry_leave_results_alone(mode):
+    reader = L.Recurrent(L.LSTM(3, 4, rng=np.random.default_rng(0)), mode=mode, carry=True).to("cuda")
+    x = np.random.default_rng(1).standard_normal((5, 2, 3), np.float32)
+    x = cuda.to_device(x[0] if mode == "one_to_one" else x)
+    first, _ = reader.forward(x)
+    before = first.numpy()
+    with cuda.Graph() as graph:
+        y, _ = reader.forward(x)
+    graph.replay()
+    np.testing.assert_array_equal(first.numpy(), before)
+    second = y.numpy()
+    assert np.abs(second - before).max() > 1e-3
+    third, _ = reader.forward(x)
+    kept = third.numpy()
+    graph.replay()
+    np.testing.assert_array_equal(third.numpy(), kept)
+    assert np.abs(y.numpy() - kept).max() > 1e-3
+    np.testing.assert_array_equal(reader.buffers["h"].numpy(), y.numpy())
+
+
+def test_a_schedule_that_raises_changes_no_count():
+    trainer = scheduled("adam", image_network)
+    trainer.step(*images(0))
+    recorded = Replayed(trainer, images(0))
+    recorded.step(*images(1))
+    before, schedule = trainer.state()[1], trainer.schedule
+    trainer.schedule = lambda step: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        recorded.step(*images(2))
+    assert trainer.state()[1] == before
+    np.testing.assert_array_equal(before["step_count"], 2)
+    trainer.schedule = schedule
+    assert recorded.step(*images(2)).lr == schedule(2)
+
+
+def test_a_recorded_loss_is_refused_until_it_is_replayed():
+    trainer, batch = scheduled("sgd", image_network), [cuda.to_device(a) for a in images(0)]
+    trainer.step(*batch)
+    with cuda.Graph() as graph:
+        result = trainer.step(*batch)
+    for number in (result.loss, result.grad_norm, result.lr):
+        with pytest.raises(RuntimeError, match="not replayed yet"):
+            float(number)
+    graph.replay()
+    assert np.isfinite([float(result.loss), float(result.grad_norm), float(result.lr)]).all()
+
+
 def test_a_step_of_ones_own_is_replayed():
     schedule = optimizers.staircase(1e-2, 2)
 

@@ -29,7 +29,7 @@ Array input(std::string_view op, const char* argument, py::handle value, std::in
              ", the current device is cuda:" + std::to_string(cuda::current_device()),
          {{argument, array.shape}});
   }
-  keep_for_replays(array.block);
+  use(array.block);
   for (const DType dtype : accepted) {
     if (dtype == array.dtype) {
       return Array(py::reinterpret_borrow<py::object>(value), array.data, array.dtype, array.shape);

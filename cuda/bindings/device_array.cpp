@@ -35,7 +35,7 @@ const DeviceArray& usable(const DeviceArray& array) {
              ", the current device is cuda:" + std::to_string(cuda::current_device()),
          {{"array", array.shape}});
   }
-  keep_for_replays(array.block);
+  use(array.block);
   return array;
 }
 
@@ -240,21 +240,20 @@ py::dict interface(const DeviceArray& array) {
 }  // namespace
 
 Block::Block(std::size_t bytes)
-    : data_(bytes > 0 ? cuda::allocate(bytes) : nullptr),
+    : recording_(current_recording()),
+      memory_(recording_ == nullptr ? Memory::ours : Memory::graphs),
       bytes_(bytes),
       device_(cuda::current_device()),
       stream_(cuda::shared_current_stream()),
-      foreign_(false),
-      recorded_(cuda::capturing()) {}
+      data_(bytes > 0 ? cuda::allocate(bytes) : nullptr) {}
 
 Block::Block(void* data, std::size_t bytes, int device, py::object owner)
-    : data_(data),
+    : memory_(Memory::foreign),
       bytes_(bytes),
       device_(device),
       stream_(cuda::shared_current_stream()),
       owner_(std::move(owner)),
-      foreign_(true),
-      recorded_(false) {}
+      data_(data) {}
 
 Block::~Block() { free(); }
 
@@ -266,9 +265,12 @@ void Block::join_current_stream() const {
 void Block::free() {
   if (freed_) return;
   freed_ = true;
-  if (!foreign_ && data_ != nullptr) cuda::release(data_, stream_.get(), device_);
+  if (memory_ == Memory::ours && data_ != nullptr) cuda::release(data_, stream_.get(), device_);
+  if (memory_ == Memory::graphs && data_ != nullptr) recording_->release(data_);
   // Its library may use the memory again at once, and knows nothing of a stream of ours.
-  if (foreign_ && stream_ != nullptr && cudaStreamSynchronize(stream_.get()) != cudaSuccess) cudaGetLastError();
+  if (memory_ == Memory::foreign && stream_ != nullptr && cudaStreamSynchronize(stream_.get()) != cudaSuccess) {
+    cudaGetLastError();
+  }
   owner_ = py::object();
 }
 

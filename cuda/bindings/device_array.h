@@ -10,6 +10,8 @@
 
 namespace lec7::bindings {
 
+class Recording;
+
 // Memory of the device: released on its stream when the last array that views it is gone.
 class Block {
  public:
@@ -26,18 +28,23 @@ class Block {
   // Gives the memory back at once; arrays that view it refuse to be used from then on.
   void free();
   bool freed() const { return freed_; }
-  // Made while a graph recorded: the memory is the graph's.
-  bool recorded() const { return recorded_; }
+  // The graph's whose replays write it; null: none's.
+  const std::shared_ptr<Recording>& recording() const { return recording_; }
+  void set_recording(std::shared_ptr<Recording> recording) { recording_ = std::move(recording); }
   // What was launched for it on the stream that it was made on comes before what the current stream does next.
   void join_current_stream() const;
 
  private:
-  void* data_;
+  enum class Memory { ours, foreign, graphs };
+
+  std::shared_ptr<Recording> recording_;
+  Memory memory_;
+  bool freed_ = false;
   std::size_t bytes_;
   int device_;
   cuda::Stream stream_;
   py::object owner_;
-  bool foreign_, recorded_, freed_ = false;
+  void* data_;  // the last: nothing is thrown once there is memory
 };
 
 struct DeviceArray {

@@ -2,6 +2,8 @@
 
 #include <vector>
 
+#include "stream.h"
+
 namespace lec7::bindings {
 namespace {
 
@@ -70,6 +72,7 @@ void release_unused(PyObject* capsule) {
 py::object to_dlpack(const DeviceArray& array, const py::object& stream, const py::object&, const py::object& device,
                      const py::object& copy) {
   if (array.block->freed()) fail("lec7.cuda.Array", "it was freed", {{"array", array.shape}});
+  use(array.block);
   if (!device.is_none() && !device.equal(py::make_tuple(kDlpackDevice, array.block->device()))) {
     throw py::buffer_error("lec7.cuda.Array: it is not copied to another device; .numpy() is a copy on the host");
   }

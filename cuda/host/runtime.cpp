@@ -81,6 +81,19 @@ class Memory {
 // What was allocated and not freed; never destroyed, since arrays may be freed while the process ends.
 auto& allocated = *new std::unordered_map<void*, std::shared_ptr<Memory>>;
 
+bool free_now(void* data) {
+  std::shared_ptr<Memory> memory;
+  {
+    const std::lock_guard lock(mutex);
+    const auto found = allocated.find(data);
+    if (found == allocated.end()) return false;
+    memory = std::move(found->second);
+    allocated.erase(found);
+  }
+  if (memory.use_count() > 1) memory->clear();  // a graph's
+  return true;
+}
+
 bool recorded(cudaStream_t stream) { return stream != nullptr && stream->recording != nullptr; }
 
 }  // namespace
@@ -179,8 +192,8 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
   return cudaSuccess;
 }
 
-// Memory that is allocated or freed while a graph is recorded lives as long as the graph, which clears it whenever it
-// comes to that place.
+// Memory that is allocated while a graph is recorded has its place from then on, and is there from a replay, which
+// clears it, until it is freed by a replay or otherwise; the graph's end does not free it.
 cudaError_t cudaMallocAsync(void** data, std::size_t bytes, cudaStream_t stream) {
   {
     const std::lock_guard lock(mutex);
@@ -188,23 +201,21 @@ cudaError_t cudaMallocAsync(void** data, std::size_t bytes, cudaStream_t stream)
   }
   const auto memory = std::make_shared<Memory>(bytes);
   if (memory->data() == nullptr) return cudaErrorMemoryAllocation;
-  if (recorded(stream)) submit(stream, [memory] { memory->clear(); });
-  const std::lock_guard lock(mutex);
-  allocated[*data = memory->data()] = memory;
+  *data = memory->data();
+  submit(stream, [memory, again = recorded(stream)] {
+    if (again) memory->clear();
+    const std::lock_guard lock(mutex);
+    allocated[memory->data()] = memory;
+  });
   return cudaSuccess;
 }
 
 cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
-  std::shared_ptr<Memory> memory;
-  {
-    const std::lock_guard lock(mutex);
-    const auto found = allocated.find(data);
-    if (found == allocated.end()) return cudaErrorInvalidValue;
-    memory = std::move(found->second);
-    allocated.erase(found);
+  if (recorded(stream)) {
+    submit(stream, [data] { free_now(data); });
+    return cudaSuccess;
   }
-  if (recorded(stream) || memory.use_count() > 1) submit(stream, [memory] { memory->clear(); });
-  return cudaSuccess;
+  return free_now(data) ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 cudaError_t cudaHostAlloc(void** memory, std::size_t bytes, unsigned) {
@@ -275,3 +286,4 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t, cudaMemPoolAttr attribute, vo
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolTrimTo(cudaMemPool_t, std::size_t) { return cudaSuccess; }
+cudaError_t cudaDeviceGraphMemTrim(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }

@@ -150,17 +150,17 @@ class CharRun:
 
         def after_step(trainer: Trainer, result: StepResult) -> None:
             nonlocal saved_at
-            step = trainer.step_count
-            trainer.metrics["epoch_loss"] = trainer.metrics.get("epoch_loss", 0.0) + result.loss
+            step, loss, grad_norm = trainer.step_count, float(result.loss), float(result.grad_norm)
+            trainer.metrics["epoch_loss"] = trainer.metrics.get("epoch_loss", 0.0) + loss
             place = f"epoch {trainer.epoch + 1}/{config.epochs}"
-            screen.advance(characters, loss=result.loss, grad_norm=result.grad_norm, place=place)
+            screen.advance(characters, loss=loss, grad_norm=grad_norm, place=place)
             if step % 10 == 0:
                 history.write(
                     "step",
                     step,
                     epoch=trainer.epoch + 1,
-                    loss=result.loss,
-                    grad_norm=result.grad_norm,
+                    loss=loss,
+                    grad_norm=grad_norm,
                     lr=result.lr,
                     chars_per_second=round(screen.speed),
                 )

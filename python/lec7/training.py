@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lec7 import ops
-from lec7.arrays import Array, each_time, host, like, recording
+from lec7.arrays import Array, host, like, recording
 from lec7.layers.base import Layer, Parameters
 from lec7.losses import Loss
 from lec7.optimizers import Optimizer, Schedule, clip_scale, constant
@@ -23,13 +23,13 @@ Batch = tuple[Array, Array]
 class StepResult:
     """One step's loss (before the update), gradient norm (before clipping) and learning rate.
 
-    Of a step that a CUDA graph recorded, they are arrays of shape () with the last replay's numbers, which
-    ``float`` waits for.
+    They are floats; of a step that a CUDA graph recorded, arrays of shape () with the last replay's numbers,
+    which ``float`` waits for.
     """
 
-    loss: float
-    grad_norm: float
-    lr: float
+    loss: float | Array
+    grad_norm: float | Array
+    lr: float | Array
 
 
 def minibatches(x: Array, targets: Array, size: int, rng: np.random.Generator) -> Iterator[Batch]:
@@ -89,8 +89,9 @@ class Trainer:
         learns = slice(self.parameters.trainable)
         values = self.parameters.values[learns]
         x, targets = (like(a, values) for a in (x, targets))
-        if recording(values) is not None:
-            return self._recorded_step(x, targets, values, self.parameters.grads[learns])
+        graph = recording(values)
+        if graph is not None:
+            return self._recorded_step(graph, x, targets, values, self.parameters.grads[learns])
         put_buffers_back = self.model.keep_buffers()
         try:
             self.parameters.forget_grads()
@@ -118,21 +119,20 @@ class Trainer:
         self.step_count += 1
         return StepResult(loss, norm, lr)
 
-    def _recorded_step(self, x: Array, targets: Array, values: Array, grads: Array) -> StepResult:
+    def _recorded_step(self, graph: Any, x: Array, targets: Array, values: Array, grads: Array) -> StepResult:
+        # First: if a schedule raises, a replay has changed no count.
+        lr = graph.each_replay(lambda: self.schedule(self.step_count), "float64")
         self.parameters.forget_grads()
         y, cache = self.model.forward(x, training=True)
-        loss: Any
         loss, dy = self.loss(y, targets)
         self.model.backward(dy, cache, needs_dx=False)
         norm = ops.global_norm(grads)
-        lr = each_time(lambda: self.schedule(self.step_count), "float64", values)
         self.optimizer.update(values, grads, lr=lr, grad_scale=clip_scale(norm, self.clip))
-        each_time(self._count, "int64", values)
+        graph.each_replay(self._count)
         return StepResult(loss, norm, lr)
 
-    def _count(self) -> int:
+    def _count(self) -> None:
         self.step_count += 1
-        return self.step_count
 
     def fit(
         self,

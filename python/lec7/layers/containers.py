@@ -185,6 +185,8 @@ class Recurrent(Layer):
                 self._buffers[name][...] = array
         elif self.carry:
             self._buffers.update(zip(names, cache.state, strict=True))
+            if self.mode != "many_to_many" and on_device(x):  # replays write over what is carried, not over y
+                self._buffers["h"] = cache.state[0].copy()
         return (hs if self.mode == "many_to_many" else cache.state[0]), cache
 
     def backward(self, dy: Array, cache: Any, *, needs_dx: bool = True) -> Any:
