@@ -1,9 +1,8 @@
 // Attention of float16 and bfloat16 on tensor cores, with softmax and all sums in float32 (Dao 2023, FlashAttention-2).
 //
-//   tiles     rows of D = 64, 128 or 256 numbers (the larger head size, filled up with zeros) in shared memory. Tiles
-//   of
-//             the side that a block goes through come asynchronously into one of two stages while the other one is
-//             multiplied: one barrier a tile. Their 16 bytes are swizzled: copies and ldmatrix meet no bank conflict
+//   tiles     rows of D = 64, 128 or 256 numbers (the larger head size, filled up with zeros) in shared memory. Those
+//             of the side that a block goes through come asynchronously into one of two stages while the other one
+//             is multiplied: one barrier a tile. Their 16 bytes are swizzled: copies and ldmatrix meet no bank conflict
 //   products  a warp owns 16 or 32 rows. The accumulators of q k^T have the layout that a left factor has: p and ds,
 //             rounded to the arrays' type, go from register to register into the next product
 //   forward   a block owns 128 queries (D = 256: 64) and goes through 64 keys at a time (D > 64: 32). y is scaled down
