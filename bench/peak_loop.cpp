@@ -9,7 +9,10 @@ Index fma_rounds(Index rounds) {
   constexpr int kChains = 12;
   Vec<float> chain[kChains];
   const Vec<float> a = broadcast(0.999f), b = broadcast(0.001f);
-  for (int i = 0; i < kChains; ++i) chain[i] = broadcast(static_cast<float>(i));
+  for (int i = 0; i < kChains; ++i) {
+    chain[i] = broadcast(static_cast<float>(i));
+    asm volatile("" : "+x"(chain[i]));  // GCC would see that 1 * 0.999 + 0.001 stays 1, and leave that chain out
+  }
   for (Index r = 0; r < rounds; ++r) {
     LEC7_UNROLL
     for (int i = 0; i < kChains; ++i) chain[i] = chain[i] * a + b;
