@@ -204,7 +204,7 @@ void weight_gradient(const ConvShape& s, const T* dy, const T* x, T* dweight) {
   const Convolution c = forward_convolution(s);
   if (c.positions() == 0) return zero_run(c.depth() * c.filters, dweight);
   if constexpr (std::is_same_v<T, float>) {
-    const Winograd method = winograd_method(c);
+    const Winograd method = winograd_method(c, true);
     if (method != Winograd::none) return winograd_weight_gradient(method, c, s.flip, dy, x, dweight);
   }
   if (planar_pays<T>(c)) planar_weight_gradient(c, s.flip, dy, x, dweight);

@@ -152,16 +152,23 @@ void gemm_dot(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index
 }
 
 // Pieces of a matrix that are wanted soon: piece u is the panel's width of row u / across, at column u % across panels.
+// One prefetch each where they follow each other: the hardware brings the lines after it to L2 by itself, and software
+// prefetches of all of them would fill the line buffers that the tile's own loads need (a block of Winograd's products
+// with filters from L3: 72 % of peak, 70 % with a prefetch of every line, 86 % with every fourth).
 template <class T>
 struct Upcoming {
   const T* data = nullptr;
   Index ld = 0, across = 1;
   Index first = 0, last = 0;
 
+  bool dense = false;
+
   LEC7_INLINE void prefetch(Index piece) const {
     const T* const p = data + piece / across * ld + piece % across * kPanel<T>;
+    __builtin_prefetch(p, 0, 2);
+    if (dense) return;
     LEC7_UNROLL
-    for (int v = 0; v < kTileVectors; ++v) __builtin_prefetch(p + v * W<T>, 0, 2);
+    for (int v = 1; v < kTileVectors; ++v) __builtin_prefetch(p + v * W<T>, 0, 2);
   }
 };
 
@@ -419,7 +426,7 @@ void pack_b(Operand<T> b, Index k, Index n, T* packed) {
 
 template <class T>
 void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, Index first, Index last, T* c,
-                     Index ldc, const T* bias, bool accumulate) {
+                     Index ldc, const T* bias, bool accumulate, Ahead<T> ahead) {
   if (b.k == 0 && !accumulate) {
     fill_bias(m, std::min(last * kPanel<T>, b.n) - first * kPanel<T>, c + first * kPanel<T>, ldc,
               bias == nullptr ? nullptr : bias + first * kPanel<T>);
@@ -441,8 +448,10 @@ void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, 
           panel + 1 < last ? data + kPanel<T> * rows
                            : b.data + (k0 + rows) * PackedB<T>::padded_columns(b.n) + first * kPanel<T> * next_rows;
       const auto prefetch_share = [&](Index i, Index tile_rows) -> Upcoming<T> {
-        if (!streams) return {};
-        return {next, kPanel<T>, 1, next_rows * i / m, next_rows * (i + tile_rows) / m};
+        if (streams) return {next, kPanel<T>, 1, next_rows * i / m, next_rows * (i + tile_rows) / m};
+        const Index pieces = k0 + rows < b.k ? 0 : ahead.numbers / kPanel<T>, done = (panel - first) * m + i;
+        const Index of = (last - first) * m;
+        return {ahead.data, kPanel<T>, 1, pieces * done / of, pieces * (done + tile_rows) / of, true};
       };
       multiply_panel_ordered(m, ak, lda, order, rows, data, width, c + j, ldc, bias_j, accumulate || k0 > 0,
                              prefetch_share);
@@ -530,12 +539,13 @@ void gemm_gradient(Index rows, Index columns, Index n, const T* x, const T* dz, 
   });
 }
 
-#define LEC7_INSTANTIATE(T)                                                                         \
-  template void gemm(Index, Index, Index, Operand<T>, Operand<T>, T*, Index, const T*, Activation); \
-  template void pack_panel(Operand<T>, Index, Index, Index, Index, T*);                             \
-  template void pack_b(Operand<T>, Index, Index, T*);                                               \
-  template void gemm_gradient(Index, Index, Index, const T*, const T*, Index, T*, T*);              \
-  template void multiply_packed(Index, const T*, Index, Order, PackedB<T>, Index, Index, T*, Index, const T*, bool);
+#define LEC7_INSTANTIATE(T)                                                                                         \
+  template void gemm(Index, Index, Index, Operand<T>, Operand<T>, T*, Index, const T*, Activation);                 \
+  template void pack_panel(Operand<T>, Index, Index, Index, Index, T*);                                             \
+  template void pack_b(Operand<T>, Index, Index, T*);                                                               \
+  template void gemm_gradient(Index, Index, Index, const T*, const T*, Index, T*, T*);                              \
+  template void multiply_packed(Index, const T*, Index, Order, PackedB<T>, Index, Index, T*, Index, const T*, bool, \
+                                Ahead<T>);
 LEC7_INSTANTIATE(float)
 LEC7_INSTANTIATE(double)
 

@@ -27,7 +27,7 @@ void gemm_gradient(Index rows, Index columns, Index n, const T* x, const T* dz, 
 
 // ---- The parts, for kernels that make their own A (conv) or keep B packed (recurrent) ----
 
-inline constexpr Index kKBlock = 384;  // rows of a packed block of B: a panel of it (96 KiB) streams from L2
+inline constexpr Index kKBlock = 512;  // rows of a packed block of B: a panel of it (128 KiB) streams from L2
 
 // B packed: blocks of up to kKBlock rows, in each block panels of kPanel columns, in each panel the rows one after
 // the other. The last panel is padded with zeros to whole vectors.
@@ -47,6 +47,13 @@ struct PackedB {
   }
 };
 
+// What the caller reads next, from far away: whole lines.
+template <class T>
+struct Ahead {
+  const T* data = nullptr;
+  Index numbers = 0;
+};
+
 // Packs panel `panel` of the block of B that starts at row k0 (of `rows` rows) to `packed`.
 template <class T>
 void pack_panel(Operand<T> b, Index n, Index k0, Index rows, Index panel, T* packed);
@@ -56,9 +63,10 @@ template <class T>
 void pack_b(Operand<T> b, Index k, Index n, T* packed);
 
 // C rows = A rows * B for the panels [first, last) of a packed B, on this thread. A is row-major, or transposed with
-// its k rows `lda` apart. Starts from bias (may be null) or, where `accumulate`, from C.
+// its k rows `lda` apart. Starts from bias (may be null) or, where `accumulate`, from C. What is `ahead` comes to L2
+// meanwhile.
 template <class T>
 void multiply_packed(Index m, const T* a, Index lda, Order order, PackedB<T> b, Index first, Index last, T* c,
-                     Index ldc, const T* bias, bool accumulate);
+                     Index ldc, const T* bias, bool accumulate, Ahead<T> ahead = {});
 
 }  // namespace lec7::cpu::LEC7_ISA

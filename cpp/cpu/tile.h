@@ -63,7 +63,7 @@ struct Tile {
     LEC7_UNROLL
     for (int i = 0; i < MR; ++i) {
       LEC7_UNROLL
-      for (int j = 0; j < NV; ++j) __builtin_prefetch(p + i * ld + j * W<T>, 1);
+      for (int j = 0; j < NV; j += 2) __builtin_prefetch(p + i * ld + j * W<T>, 1);
     }
   }
 

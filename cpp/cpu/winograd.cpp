@@ -27,6 +27,7 @@ namespace lec7::cpu::LEC7_ISA {
 namespace {
 
 using T = float;
+constexpr std::integral_constant<Index, W<T>> kWhole;
 
 // ---- The transforms of one axis ----
 
@@ -147,6 +148,67 @@ struct Filtering {
   }
 };
 
+// Vectors in a square: (i, j) is at p + i * row + j * column.
+template <class Pointer>
+struct Square {
+  Pointer p;
+  Index row, column;
+};
+
+// The next place, which GCC does not compute from the first: it would keep all 36 of them, in memory.
+template <class Pointer>
+LEC7_INLINE void advance(Pointer& p, Index step) {
+  p += step;
+  asm("" : "+r"(p));
+}
+
+// Applies the transform of one axis, In numbers to Out, to both axes of In x In vectors; finish(v) is what is stored.
+// It goes by rows of results that have terms in common, so that all stays in registers: points 0 and infinity, then
+// each pair +-p; coefficients at even places, then those at odd ones. A group only loads again what another one did.
+template <int In, int Out, class Transform, class Finish, class N>
+LEC7_INLINE void transform_square(Square<const T*> from, const Transform& transform, const Finish& finish, N lanes,
+                                  Square<T*> to) {
+  constexpr bool to_points = Out % 2 == 0 && Out >= In;
+  const auto rows = [&]<int first, int step, int count>() LEC7_LAMBDA_INLINE {
+    Vec<T> half[count][In];
+    const T* p = from.p;
+    LEC7_UNROLL
+    for (int j = 0; j < In; ++j) {
+      Vec<T> d[In], v[Out];
+      LEC7_UNROLL
+      for (int i = 0; i < In; ++i) d[i] = load(p + i * from.row);
+      advance(p, from.column);
+      transform(d, v);
+      LEC7_UNROLL
+      for (int r = 0; r < count; ++r) half[r][j] = v[first + r * step];
+    }
+    T* line = to.p + first * to.row;
+    LEC7_UNROLL
+    for (int r = 0; r < count; ++r) {
+      Vec<T> v[Out];
+      transform(half[r], v);
+      T* q = line;
+      LEC7_UNROLL
+      for (int j = 0; j < Out; ++j) {
+        store_lanes(q, finish(v[j]), lanes);
+        advance(q, to.column);
+      }
+      advance(line, step * to.row);
+    }
+  };
+  if constexpr (to_points) {
+    rows.template operator()<0, Out - 1, 2>();
+    rows.template operator()<1, 1, 2>();
+    if constexpr (Out > 4) rows.template operator()<3, 1, 2>();
+    if constexpr (Out > 6) rows.template operator()<5, 1, 2>();
+  } else {
+    rows.template operator()<0, 2, (Out + 1) / 2>();
+    rows.template operator()<1, 2, Out / 2>();
+  }
+}
+
+constexpr auto as_it_is = [](Vec<T> v) LEC7_LAMBDA_INLINE { return v; };
+
 // ---- Tiles ----
 
 // The outputs of a convolution in tiles of M x M; the depth is a part of the batch.
@@ -166,31 +228,29 @@ struct TileAt {
       : image(i / (t.rows * t.columns)), row(i / t.columns % t.rows), column(i % t.columns) {}
 };
 
-// S x S cells of an image of h x w cells; those outside read as zeros.
+// S x S cells of an image of h x w cells, of which rows x columns exist; the others read as zeros.
 template <int S>
 struct Cells {
-  const T* row[S];  // at column 0
-  Index step[S];    // to the next column: 0 in a row of zeros
-  Range columns;    // that exist
+  const T* first;  // cell (0, 0), which may be outside
+  Index row_step, column_step;
+  Range rows, columns;
 
-  Cells(const T* image, Index h, Index w, Index channels, Index top, Index left, const T* zeros)
-      : columns{std::clamp<Index>(-left, 0, S), std::clamp<Index>(w - left, 0, S)} {
-    LEC7_UNROLL
-    for (int i = 0; i < S; ++i) {
-      const bool inside = top + i >= 0 && top + i < h;
-      row[i] = inside ? image + ((top + i) * w + left) * channels : zeros;
-      step[i] = inside ? channels : 0;
-    }
-  }
+  Cells(const T* image, Index h, Index w, Index channels, Index top, Index left)
+      : first(image + (top * w + left) * channels),
+        row_step(w * channels),
+        column_step(channels),
+        rows{std::clamp<Index>(-top, 0, S), std::clamp<Index>(h - top, 0, S)},
+        columns{std::clamp<Index>(-left, 0, S), std::clamp<Index>(w - left, 0, S)} {}
 
+  bool whole() const { return rows.begin == 0 && columns.begin == 0 && rows.end == S && columns.end == S; }
+
+  // Lanes of the cells that exist.
   template <class N>
-  LEC7_INLINE void load_column(Index j, Index channel, N lanes, Vec<T> (&d)[S]) const {
-    if (j < columns.begin || j >= columns.end) {
-      LEC7_UNROLL
-      for (int i = 0; i < S; ++i) d[i] = Vec<T>{};
-    } else {
-      LEC7_UNROLL
-      for (int i = 0; i < S; ++i) d[i] = load_lanes(row[i] + j * step[i] + channel, lanes);
+  LEC7_INLINE void copy_lanes(Index channel, N lanes, Vec<T> (&cells)[S][S]) const {
+    const Index begin = columns.begin, end = columns.end, step = column_step;
+    for (Index i = rows.begin; i < rows.end; ++i) {
+      const T* p = first + i * row_step + begin * step + channel;
+      for (Index j = begin; j < end; ++j, p += step) cells[i][j] = load_lanes(p, lanes);
     }
   }
 };
@@ -200,23 +260,16 @@ struct Cells {
 template <int A, int S, class Transform>
 LEC7_INLINE void transform_cells(const Cells<S>& cells, Index channels, T* out, Index stride,
                                  const Transform& transform) {
-  for_lanes<T>(channels, [&](Index channel, auto lanes) {
-    Vec<T> half[A][S];
-    _Pragma("GCC unroll 1") for (int j = 0; j < S; ++j) {
-      Vec<T> d[S], v[A];
-      cells.load_column(j, channel, lanes, d);
-      transform(d, v);
-      LEC7_UNROLL
-      for (int i = 0; i < A; ++i) half[i][j] = v[i];
+  const bool whole = cells.whole();
+  Vec<T> copy[S][S];
+  if (!whole) zero_run(S * S * W<T>, reinterpret_cast<T*>(copy));
+  for_lanes<T>(channels, [&](Index channel, auto lanes) LEC7_LAMBDA_INLINE {
+    Square<const T*> from{cells.first + channel, cells.row_step, cells.column_step};
+    if (!whole || lanes < W<T>) {
+      cells.copy_lanes(channel, lanes, copy);
+      from = {reinterpret_cast<const T*>(copy), S * W<T>, W<T>};
     }
-    T* to = out + channel;
-    _Pragma("GCC unroll 1") for (int i = 0; i < A; ++i) {
-      Vec<T> v[A];
-      transform(half[i], v);
-      LEC7_UNROLL
-      for (int j = 0; j < A; ++j) store_lanes(to + j * stride, v[j], lanes);
-      to += A * stride;
-    }
+    transform_square<S, A>(from, transform, as_it_is, lanes, {out + channel, A * stride, stride});
   });
 }
 
@@ -252,28 +305,15 @@ void transform_filters(const Convolution& c, const Filters<T>& filters, Index gr
       }
       for (Index row = 0; row < count; ++row) {
         const Index line = filters.transposed ? std::min(row, columns - v - 1) : row;
-        Vec<T> half[F::A][K];
-        _Pragma("GCC unroll 1") for (int j = 0; j < K; ++j) {
-          Vec<T> g[K], p[F::A];
-          LEC7_UNROLL
-          for (int i = 0; i < K; ++i) {
-            g[i] = taps[i * K + j][row];
-            __builtin_prefetch(tap[i * K + j] + soon + line * ld, 0, 2);
-          }
-          F::template evaluate<K>(g, p);
-          F::scale_points(p);
-          LEC7_UNROLL
-          for (int i = 0; i < F::A; ++i) half[i][j] = p[i];
-        }
-        T* to = out + (k + row) * width + v;
-        _Pragma("GCC unroll 1") for (int i = 0; i < F::A; ++i) {
-          Vec<T> p[F::A];
-          F::template evaluate<K>(half[i], p);
-          F::scale_points(p);
-          LEC7_UNROLL
-          for (int j = 0; j < F::A; ++j) store(to + j * point_stride, p[j]);
-          to += F::A * point_stride;
-        }
+        LEC7_UNROLL
+        for (int t = 0; t < K * K; ++t) __builtin_prefetch(tap[t] + soon + line * ld, 0, 2);
+        T* const to = out + (k + row) * width + v;
+        transform_square<K, F::A>({reinterpret_cast<const T*>(&taps[0][row]), K * W<T> * W<T>, W<T> * W<T>},
+                                  [](const auto& g, auto& p) LEC7_LAMBDA_INLINE {
+                                    F::template evaluate<K>(g, p);
+                                    F::scale_points(p);
+                                  },
+                                  as_it_is, kWhole, {to, F::A * point_stride, point_stride});
       }
     }
   }
@@ -284,24 +324,21 @@ template <int P, int K>
 LEC7_INLINE void transform_output(const T* product, Index point_stride, Index rows, Index columns, Index width,
                                   const T* bias, Vec<T> least, T* y, Index row_stride, Index cell_stride) {
   using F = Filtering<P, K>;
-  for_lanes<T>(width, [&](Index j, auto lanes) {
-    Vec<T> half[F::M][F::A];
-    _Pragma("GCC unroll 1") for (int a = 0; a < F::A; ++a) {
-      Vec<T> m[F::A], v[F::M];
-      LEC7_UNROLL
-      for (int i = 0; i < F::A; ++i) m[i] = load(product + (i * F::A + a) * point_stride + j);
-      F::template evaluate_transposed<F::M>(m, v);
-      LEC7_UNROLL
-      for (int i = 0; i < F::M; ++i) half[i][a] = v[i];
-    }
+  for_lanes<T>(width, [&](Index j, auto lanes) LEC7_LAMBDA_INLINE {
     const Vec<T> start = bias == nullptr ? Vec<T>{} : load_lanes(bias + j, lanes);
-    T* to = y + j;
-    for (Index i = 0; i < rows; ++i, to += row_stride) {
-      Vec<T> v[F::M];
-      F::template evaluate_transposed<F::M>(half[i], v);
-      LEC7_UNROLL
-      for (int o = 0; o < F::M; ++o) {
-        if (o < columns) store_lanes(to + o * cell_stride, max<T>(least, v[o] + start), lanes);
+    const auto transform = [&](auto some_lanes, Square<T*> to) LEC7_LAMBDA_INLINE {
+      transform_square<F::A, F::M>(
+          {product + j, F::A * point_stride, point_stride},
+          [](const auto& m, auto& v) LEC7_LAMBDA_INLINE { F::template evaluate_transposed<F::M>(m, v); },
+          [&](Vec<T> v) LEC7_LAMBDA_INLINE { return max<T>(least, v + start); }, some_lanes, to);
+    };
+    if (rows == F::M && columns == F::M) {
+      transform(lanes, {y + j, row_stride, cell_stride});
+    } else {
+      Vec<T> outputs[F::M][F::M];
+      transform(kWhole, {reinterpret_cast<T*>(outputs), F::M * W<T>, W<T>});
+      for (Index i = 0; i < rows; ++i) {
+        for (Index o = 0; o < columns; ++o) store_lanes(y + j + i * row_stride + o * cell_stride, outputs[i][o], lanes);
       }
     }
   });
@@ -309,13 +346,13 @@ LEC7_INLINE void transform_output(const T* product, Index point_stride, Index ro
 
 // ---- Forward, and the gradient of x ----
 
-constexpr Index kBlockTiles = 64;            // a task: so many at most, and so many numbers
+constexpr Index kBlockTiles = 36;            // a task: so many at most, and so many numbers
 constexpr Index kBlockNumbers = 450 * 1000;  // of x and of the products at the points, which stay in L2
-constexpr Index kLeastTiles = 24;            // a task takes, if there are others for other threads
-constexpr Index kTasks = 8;
+constexpr Index kLeastTiles = 24;            // and at least, where there are so many
 constexpr Index kFilterRows = 64;            // of a panel of filters that a task transforms
 constexpr Index kFewTiles = 128;             // a task, where the filters are transformed again in each
-constexpr Index kManyNumbers = 2000 * 1000;  // of transformed filters that are read again and again from far away
+constexpr Index kOneReadTiles = 64;          // up to so many, another thread's filters cost more than own ones
+constexpr Index kManyNumbers = 800 * 1000;   // of transformed filters that are read again and again from far away
 constexpr Index kManyChannels = 384;         // that leave too little of L2 for a block of tiles
 
 // One group of a convolution: what both orders of the loops share.
@@ -329,7 +366,6 @@ struct Group {
   const T* bias;
   Activation activation;
   T* y;
-  const T* zeros;  // as many as channels
   Tiling tiling{c, F::M};
 
   Index width(Index panel) const { return std::min(kPanel<T>, c.out() - panel * kPanel<T>); }
@@ -339,8 +375,7 @@ struct Group {
     const auto& [wd, wh, ww] = c.windows;
     const TileAt at(tiling, i);
     const T* const image = x + at.image * wh.in * ww.in * c.channels + group * c.in() + begin;
-    const Cells<F::A> cells(image, wh.in, ww.in, c.channels, wh.origin(at.row * F::M), ww.origin(at.column * F::M),
-                            zeros);
+    const Cells<F::A> cells(image, wh.in, ww.in, c.channels, wh.origin(at.row * F::M), ww.origin(at.column * F::M));
     transform_cells<F::A>(cells, end - begin, out, stride,
                           [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::transform_input(d, v); });
   }
@@ -371,7 +406,8 @@ void convolve_many_tiles(const Group<P, K>& g) {
   using F = Filtering<P, K>;
   const Index k = g.c.in(), panels = PackedB<T>::panels(g.c.out()), tiles = g.tiling.count();
   const Index most = std::clamp<Index>(kBlockNumbers / (F::points * (k + kPanel<T>)), kLeastTiles, kBlockTiles);
-  const Index blocks = std::max(ceil_div(tiles, most), std::min(kTasks, tiles / kLeastTiles));
+  // As many for each thread. (No sum depends on the blocks.)
+  const Index blocks = ceil_div(ceil_div(tiles, most), num_threads()) * num_threads();
   const Index block = ceil_div(tiles, blocks);
   // Slices of points are not a multiple of 4 KiB apart: they would share the sets of the cache.
   const Index filter_stride = k * kPanel<T> + W<T>, x_stride = block * k + W<T>,
@@ -395,7 +431,8 @@ void convolve_many_tiles(const Group<P, K>& g) {
         for (int r = 0; r < F::points; ++r) {
           const T* const filter = transformed.data() + (panel * F::points + r) * filter_stride;
           multiply_packed(count, x_points + r * x_stride, k, Order::row_major, PackedB<T>{filter, k, g.width(panel)}, 0,
-                          1, products + r * product_stride, kPanel<T>, static_cast<const T*>(nullptr), false);
+                          1, products + r * product_stride, kPanel<T>, static_cast<const T*>(nullptr), false,
+                          {filter + filter_stride, k * g.width(panel)});
         }
         g.transform_outputs(first, count, panel, products, product_stride);
       }
@@ -435,7 +472,8 @@ void convolve_few_tiles(const Group<P, K>& g) {
         for (int r = 0; r < F::points; ++r) {
           multiply_packed(count, x_at(task % blocks, j) + r * x_stride, chunk, Order::row_major,
                           PackedB<T>{filter + r * filter_stride, rows, g.width(panel)}, 0, 1,
-                          products + r * product_stride, kPanel<T>, static_cast<const T*>(nullptr), j > 0);
+                          products + r * product_stride, kPanel<T>, static_cast<const T*>(nullptr), j > 0,
+                          {x_at(task % blocks, j) + (r + 1) * x_stride, count * chunk});
         }
       }
       g.transform_outputs(first, count, panel, products, product_stride);
@@ -446,13 +484,11 @@ void convolve_few_tiles(const Group<P, K>& g) {
 template <int P, int K>
 void convolve_groups(const Convolution& c, const T* x, const Filters<T>& filters, const T* bias, Activation activation,
                      T* y) {
-  memory::Buffer<T> zeros(c.in() + W<T>);
-  zero_run(c.in() + W<T>, zeros.data());
   for (Index i = 0; i < c.groups; ++i) {
-    const Group<P, K> group{c, i, x, filters, bias, activation, y, zeros.data()};
+    const Group<P, K> group{c, i, x, filters, bias, activation, y};
     const Index numbers = Filtering<P, K>::points * c.in() * c.out(), tiles = group.tiling.count();
-    const bool few = numbers > kManyNumbers && (tiles <= kFewTiles || c.in() > kManyChannels);
-    if (few || tiles < kLeastTiles) convolve_few_tiles(group);
+    const bool far = numbers > kManyNumbers && (tiles <= kFewTiles || c.in() > kManyChannels);
+    if (far || tiles < kLeastTiles || (tiles <= kOneReadTiles && c.out() > kPanel<T>)) convolve_few_tiles(group);
     else convolve_many_tiles(group);
   }
 }
@@ -476,66 +512,62 @@ struct Gradient {
   bool flip;
   const T* dy;
   const T* x;
-  const T* zeros;  // as many as channels and as filters
-  Index block;     // tiles of a pass at most
+  Index block;  // tiles of a pass at most
   Tiling tiling{c, F::M};
 
   Index panels() const { return PackedB<T>::panels(c.out()); }
   // Rows of x stand an odd number of lines apart: its columns are read, and would share sets of the cache.
   Index ld_x() const { return c.in() / (2 * W<T>)*(2 * W<T>)+3 * W<T>; }
   Index ld_sum() const { return PackedB<T>::padded_columns(c.out()); }
-  Index x_stride() const { return block * ld_x() + W<T>; }
-  Index dy_stride() const { return PackedB<T>::size(block, c.out()) + W<T>; }
+  // A point has the x of all tiles, then dy, packed: one piece of memory, which comes while the point before computes.
+  Index x_size() const { return block * ld_x(); }
+  Index stride() const { return x_size() + PackedB<T>::size(block, c.out()) + W<T>; }
   Index sum_stride() const { return c.in() * ld_sum() + W<T>; }
 
   // Tile first + i, of a pass of `count`, at the points.
-  void transform_tile(Index first, Index i, Index count, T* x_points, T* dy_points) const {
+  void transform_tile(Index first, Index i, Index count, T* points) const {
     const auto& [wd, wh, ww] = c.windows;
     const TileAt at(tiling, first + i);
     const Index oh = at.row * F::M, ow = at.column * F::M;
     const T* const image = x + at.image * wh.in * ww.in * c.channels + group * c.in();
-    const Cells<F::A> cells(image, wh.in, ww.in, c.channels, wh.origin(oh), ww.origin(ow), zeros);
-    transform_cells<F::A>(cells, c.in(), x_points + i * ld_x(), x_stride(),
+    const Cells<F::A> cells(image, wh.in, ww.in, c.channels, wh.origin(oh), ww.origin(ow));
+    transform_cells<F::A>(cells, c.in(), points + i * ld_x(), stride(),
                           [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::transform_input(d, v); });
     for (Index j = 0; j < c.out(); j += kPanel<T>) {
       const Index width = std::min(kPanel<T>, c.out() - j);
       const T* const outputs = dy + at.image * wh.out * ww.out * c.filters + group * c.out() + j;
-      const Cells<F::M> dy_cells(outputs, wh.out, ww.out, c.filters, oh, ow, zeros);
-      transform_cells<F::A>(dy_cells, width, dy_points + j * count + i * PackedB<T>::padded_columns(width), dy_stride(),
+      const Cells<F::M> dy_cells(outputs, wh.out, ww.out, c.filters, oh, ow);
+      transform_cells<F::A>(dy_cells, width, points + x_size() + j * count + i * PackedB<T>::padded_columns(width),
+                            stride(),
                             [](const auto& d, auto& v) LEC7_LAMBDA_INLINE { F::template evaluate<F::M>(d, v); });
     }
   }
 
   // The sum at point r, from a pass of `count` tiles.
-  void add_products(Index r, Index count, const T* x_points, const T* dy_points, T* sums, bool accumulate) const {
-    multiply_packed(c.in(), x_points + r * x_stride(), ld_x(), Order::transposed,
-                    PackedB<T>{dy_points + r * dy_stride(), count, c.out()}, 0, panels(), sums + r * sum_stride(),
-                    ld_sum(), static_cast<const T*>(nullptr), accumulate);
+  void add_products(Index r, Index count, const T* points, T* sums, bool accumulate) const {
+    const T* const at = points + r * stride();
+    multiply_packed(c.in(), at, ld_x(), Order::transposed, PackedB<T>{at + x_size(), count, c.out()}, 0, panels(),
+                    sums + r * sum_stride(), ld_sum(), static_cast<const T*>(nullptr), accumulate,
+                    {at + stride(), r + 1 < F::points ? stride() : 0});
   }
 
   // Filters [j, j + width) of channel `row` of an array (K, K, C, F), from their sums at the points, `stride` apart.
   // Tap t goes to place t, or to place t from the end.
   void transform_sums(Index row, Index j, Index width, const T* sums, Index stride, bool from_end, T* filters) const {
-    for_lanes<T>(width, [&](Index v, auto lanes) {
-      Vec<T> half[K][F::A];
-      _Pragma("GCC unroll 1") for (int a = 0; a < F::A; ++a) {
-        Vec<T> p[F::A], g[K];
-        LEC7_UNROLL
-        for (int i = 0; i < F::A; ++i) p[i] = load_lanes(sums + (i * F::A + a) * stride + v, lanes);
-        F::scale_points(p);
-        F::template evaluate_transposed<K>(p, g);
-        LEC7_UNROLL
-        for (int i = 0; i < K; ++i) half[i][a] = g[i];
-      }
-      _Pragma("GCC unroll 1") for (int i = 0; i < K; ++i) {
-        Vec<T> g[K];
-        F::scale_points(half[i]);
-        F::template evaluate_transposed<K>(half[i], g);
-        for (int o = 0; o < K; ++o) {
-          const Index tap = from_end ? K * K - 1 - (i * K + o) : i * K + o;
-          store_lanes(filters + (tap * c.in() + row) * c.filters + group * c.out() + j + v, g[o], lanes);
-        }
-      }
+    for_lanes<T>(width, [&](Index v, auto lanes) LEC7_LAMBDA_INLINE {
+      T* const first = filters + row * c.filters + group * c.out() + j + v;
+      const Index tap = c.in() * c.filters;
+      transform_square<F::A, K>(
+          {sums + v, F::A * stride, stride},
+          [](const auto& p, auto& g) LEC7_LAMBDA_INLINE {
+            Vec<T> scaled[F::A];
+            LEC7_UNROLL
+            for (int i = 0; i < F::A; ++i) scaled[i] = p[i];
+            F::scale_points(scaled);
+            F::template evaluate_transposed<K>(scaled, g);
+          },
+          as_it_is, lanes,
+          from_end ? Square<T*>{first + (K * K - 1) * tap, -K * tap, -tap} : Square<T*>{first, K * tap, tap});
     });
   }
 };
@@ -544,19 +576,18 @@ struct Gradient {
 template <int P, int K>
 void gradient_by_chunks(Gradient<P, K> g, T* parts, Index chunks, Index chunk) {
   using F = Filtering<P, K>;
-  const Index x_size = F::points * g.x_stride(), dy_size = F::points * g.dy_stride();
+  const Index size = F::points * g.stride();
   const Index part_size = K * K * g.c.in() * g.c.filters;
-  Scratch<T> scratch(kParallel, x_size + dy_size + F::points * g.sum_stride());
+  Scratch<T> scratch(kParallel, size + F::points * g.sum_stride());
   parallel_region(chunks, [&](const Team& team) {
-    T* const x_points = scratch[team.thread];
-    T* const dy_points = x_points + x_size;
-    T* const sums = dy_points + dy_size;
+    T* const points = scratch[team.thread];
+    T* const sums = points + size;
     team.for_each(chunks, [&](Index task) {
       const Index begin = task * chunk, end = std::min(begin + chunk, g.tiling.count());
       for (Index first = begin; first < end; first += g.block) {
         const Index count = std::min(g.block, end - first);
-        for (Index i = 0; i < count; ++i) g.transform_tile(first, i, count, x_points, dy_points);
-        for (int r = 0; r < F::points; ++r) g.add_products(r, count, x_points, dy_points, sums, first > begin);
+        for (Index i = 0; i < count; ++i) g.transform_tile(first, i, count, points);
+        for (int r = 0; r < F::points; ++r) g.add_products(r, count, points, sums, first > begin);
       }
       for (Index row = 0; row < g.c.in(); ++row) {
         g.transform_sums(row, 0, g.c.out(), sums + row * g.ld_sum(), g.sum_stride(), false, parts + task * part_size);
@@ -570,19 +601,16 @@ template <int P, int K>
 void gradient_by_points(Gradient<P, K> g, T* dweight) {
   using F = Filtering<P, K>;
   const Index tiles = g.tiling.count();
-  memory::Buffer<T> x_points(F::points * g.x_stride()), dy_points(F::points * g.dy_stride()),
-      sums(F::points * g.sum_stride());
+  memory::Buffer<T> points(F::points * g.stride()), sums(F::points * g.sum_stride());
   parallel_region(kParallel, [&](const Team& team) {
     for (Index first = 0; first < tiles; first += g.block) {
       const Index count = std::min(g.block, tiles - first);
       team.for_each(ceil_div(count, kTileGroup), [&](Index task) {
         for (Index i = task * kTileGroup; i < std::min((task + 1) * kTileGroup, count); ++i) {
-          g.transform_tile(first, i, count, x_points.data(), dy_points.data());
+          g.transform_tile(first, i, count, points.data());
         }
       });
-      team.for_share(F::points, [&](Index r) {
-        g.add_products(r, count, x_points.data(), dy_points.data(), sums.data(), first > 0);
-      });
+      team.for_share(F::points, [&](Index r) { g.add_products(r, count, points.data(), sums.data(), first > 0); });
     }
     team.for_each(g.c.in(), [&](Index row) {
       g.transform_sums(row, 0, g.c.out(), sums.data() + row * g.ld_sum(), g.sum_stride(), g.flip, dweight);
@@ -596,19 +624,20 @@ void gradient_in_one_pass(Gradient<P, K> g, T* dweight) {
   using F = Filtering<P, K>;
   const Index tiles = g.tiling.count(), k = g.c.in(), panels = g.panels(), row_blocks = ceil_div(k, kFilterRows);
   const Index stride = kFilterRows * kPanel<T> + W<T>;
-  memory::Buffer<T> x_points(F::points * g.x_stride()), dy_points(F::points * g.dy_stride());
+  memory::Buffer<T> points(F::points * g.stride());
   Scratch<T> scratch(kParallel, F::points * stride);
   parallel_region(kParallel, [&](const Team& team) {
-    team.for_each(tiles, [&](Index i) { g.transform_tile(0, i, tiles, x_points.data(), dy_points.data()); });
+    team.for_each(tiles, [&](Index i) { g.transform_tile(0, i, tiles, points.data()); });
     T* const sums = scratch[team.thread];
     team.for_each(row_blocks * panels, [&](Index task) {
       const Index panel = task / row_blocks, first = task % row_blocks * kFilterRows;
       const Index rows = std::min(kFilterRows, k - first), j = panel * kPanel<T>;
       const Index width = std::min(kPanel<T>, g.c.out() - j);
       for (int r = 0; r < F::points; ++r) {
-        multiply_packed(rows, x_points.data() + r * g.x_stride() + first, g.ld_x(), Order::transposed,
-                        PackedB<T>{dy_points.data() + r * g.dy_stride() + j * tiles, tiles, width}, 0, 1,
-                        sums + r * stride, kPanel<T>, static_cast<const T*>(nullptr), false);
+        const T* const at = points.data() + r * g.stride();
+        multiply_packed(rows, at + first, g.ld_x(), Order::transposed,
+                        PackedB<T>{at + g.x_size() + j * tiles, tiles, width}, 0, 1, sums + r * stride, kPanel<T>,
+                        static_cast<const T*>(nullptr), false);
       }
       for (Index row = 0; row < rows; ++row) {
         g.transform_sums(first + row, j, width, sums + row * kPanel<T>, stride, g.flip, dweight);
@@ -620,9 +649,7 @@ void gradient_in_one_pass(Gradient<P, K> g, T* dweight) {
 template <int P, int K>
 void gradient_of_groups(const Convolution& c, bool flip, const T* dy, const T* x, T* dweight) {
   using F = Filtering<P, K>;
-  const Index most = std::max(c.in(), c.out()) + W<T>, tiles = Tiling(c, F::M).count();
-  memory::Buffer<T> zeros(most);
-  zero_run(most, zeros.data());
+  const Index tiles = Tiling(c, F::M).count();
   const Index sums = F::points * c.in() * PackedB<T>::padded_columns(c.out());
   const bool own = sums <= kOwnSums;
   const Index chunks = own ? std::clamp<Index>(tiles / kLeastChunk, 1, kGradientChunks) : 1;
@@ -631,7 +658,7 @@ void gradient_of_groups(const Convolution& c, bool flip, const T* dy, const T* x
   const Index passes = ceil_div(chunk, own ? std::clamp<Index>(fitting, 16, kGradientTiles) : kGradientTiles);
   memory::Buffer<T> parts(own ? chunks * K * K * c.in() * c.filters : 0);
   for (Index i = 0; i < c.groups; ++i) {
-    const Gradient<P, K> gradient{c, i, flip, dy, x, zeros.data(), ceil_div(chunk, passes)};
+    const Gradient<P, K> gradient{c, i, flip, dy, x, ceil_div(chunk, passes)};
     if (own) gradient_by_chunks(gradient, parts.data(), ceil_div(tiles, chunk), chunk);
     else if (tiles <= kOnePassTiles) gradient_in_one_pass(gradient, dweight);
     else gradient_by_points(gradient, dweight);
@@ -657,10 +684,10 @@ void with_method(Winograd method, Body&& body) {
 // Cycles by vectors of 16 channels or filters, as measured on a core with 2 FMAs a cycle: products run at 85 % of that,
 // a transform at the speed at which L2 takes its results, 6 cycles a vector at a point.
 template <int P, int K>
-double cycles(const Convolution& c) {
+double cycles(const Convolution& c, double of_filter) {
   using F = Filtering<P, K>;
   const double k = ceil_div(c.in(), 16), n = ceil_div(c.out(), 16), tiles = Tiling(c, F::M).count();
-  return F::points * (tiles * (8 / 0.85 * k * n + 6 * (k + n)) + 6 * 16 * k * n);
+  return F::points * (tiles * (8 / 0.85 * k * n + 6 * (k + n)) + of_filter * 16 * k * n);
 }
 
 double direct_cycles(const Convolution& c) {
@@ -669,7 +696,7 @@ double direct_cycles(const Convolution& c) {
 
 }  // namespace
 
-Winograd winograd_method(const Convolution& c) {
+Winograd winograd_method(const Convolution& c, bool gradient) {
   const ConvAlgorithm algorithm = conv_algorithm();
   if (algorithm == ConvAlgorithm::direct) return Winograd::none;
   const auto& [wd, wh, ww] = c.windows;
@@ -677,11 +704,17 @@ Winograd winograd_method(const Convolution& c) {
   if (wh.kernel != ww.kernel || std::max({wh.stride, ww.stride, wh.dilation, ww.dilation}) != 1) return Winograd::none;
   if (c.in() < kLeastChannels || c.out() < kLeastChannels) return Winograd::none;
 
+  // Filters from memory take longer than those from L2, which all methods have alike; their gradients go both ways.
+  const double of_filter = gradient ? 12 : 10;
   Winograd best = Winograd::none;
-  double least = direct_cycles(c);
+  double least = std::numeric_limits<double>::infinity();
+  bool pays = false;
   const auto consider = [&](Winograd method) {
     with_method(method, [&]<int P, int K> {
-      if (cycles<P, K>(c) < least) best = method, least = cycles<P, K>(c);
+      const double estimate = cycles<P, K>(c, 6);
+      if (estimate > least) return;
+      best = method, least = estimate;
+      pays = cycles<P, K>(c, of_filter) < direct_cycles(c);
     });
   };
   const bool fast = algorithm == ConvAlgorithm::fast;
@@ -689,7 +722,7 @@ Winograd winograd_method(const Convolution& c) {
   if (wh.kernel == 3 && fast) consider(Winograd::f43);
   if (wh.kernel == 4 && fast) consider(Winograd::f34);
   if (wh.kernel == 5 && fast) consider(Winograd::f45);
-  return best;
+  return pays ? best : Winograd::none;
 }
 
 void winograd_convolve(Winograd method, const Convolution& c, const float* x, const Filters<float>& filters,

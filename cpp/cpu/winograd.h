@@ -9,8 +9,9 @@ namespace lec7::cpu::LEC7_ISA {
 // F(outputs, taps) an axis; none: the direct convolution.
 enum class Winograd { none, f23, f43, f34, f45 };
 
-// The rule: the method that is allowed (lec7::conv_algorithm) and expected to take the least time.
-Winograd winograd_method(const Convolution& c);
+// The rule: the method that is allowed (lec7::conv_algorithm) and expected to take the least time, for y or dx, or for
+// the gradient of the filters.
+Winograd winograd_method(const Convolution& c, bool gradient = false);
 
 // y = activation(convolution of x + bias)
 void winograd_convolve(Winograd method, const Convolution& c, const float* x, const Filters<float>& filters,
