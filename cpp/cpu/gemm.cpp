@@ -3,7 +3,7 @@
 //   tile      6 x 4 vectors in registers, B from packed panels                  (tile.h)
 //   k blocks  a panel of B is kKBlock x 64 numbers and streams from L2
 //   few rows  m <= 255: a task takes a strip of panels of B and packs its next rows during the products
-//   many rows B is packed once by all threads; a task is a block of rows times a group of panels
+//   many rows B is packed once; threads divide the columns, or tasks of a block of rows times a group of panels
 //   skinny    m <= 12 (6 where B is big) reads each number of B once or twice and does not pack it; one row streams B
 //   gradient  x^T dz of a sequence: many rows, summed block by block into a C that stays in L2
 //   dot       few rows and B transposed: the sums run along the vectors
@@ -28,6 +28,7 @@ constexpr Index kOneStripRows = 95;        // where all columns are one strip, w
 constexpr Index kStripBlock = 160;         // rows of a block of B there
 constexpr Index kPackRows = 16;            // rows of B that a task packs
 constexpr Index kRowBlock = 120;           // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
+constexpr Index kOwnPanelRows = 8;         // rows of A for each column of C, up to which threads divide the columns
 constexpr Index kTasks = 24;               // tasks that a large product is cut into at least, where its sizes allow
 constexpr Index kGradientTasks = 4;        // tasks of a weight gradient at least
 constexpr Index kCachedNumbers = 1 << 18;  // numbers of an operand (1 MiB in float32) that stays in L2
@@ -338,22 +339,41 @@ void gemm_many_rows(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c,
   const Index panels = PackedB<T>::panels(n);
   const Index row_blocks = (m + kRowBlock - 1) / kRowBlock;
   const Index row_block = ((m + row_blocks - 1) / row_blocks + kTileRows - 1) / kTileRows * kTileRows;
+  memory::Buffer<T> packed(PackedB<T>::size(k, n));
+  const auto multiply = [&](Index row, Index first, Index last) {
+    const Index rows = std::min(row_block, m - row), j = first * kPanel<T>;
+    if (rows <= 0) return;
+    multiply_packed(rows, at(a, row, 0), a.ld, order_of(a), {packed.data(), k, n}, first, last, c + row * ldc, ldc,
+                    bias, false);
+    activate_rows(activation, rows, std::min(last * kPanel<T>, n) - j, c + row * ldc + j, ldc);
+  };
+  // Where each thread can have as many panels, it packs its own: lines that another core has just written come slowly,
+  // and there is nothing to wait for. But then each reads all of A, which must not be long.
+  const Index own = std::min<Index>(threads, num_threads());
+  if (panels % own == 0 && m <= kOwnPanelRows * n) {
+    parallel_region(own, [&](const Team& team) {
+      const Index first = panels * team.thread / team.threads, last = panels * (team.thread + 1) / team.threads;
+      for (Index k0 = 0; k0 < k; k0 += PackedB<T>::block_rows(k)) {
+        const Index rows = std::min(PackedB<T>::block_rows(k), k - k0), across = last - first;
+        T* const to = packed.data() + k0 * PackedB<T>::padded_columns(n) + first * kPanel<T> * rows;
+        if (b.transposed) {
+          for (Index i = 0; i < across; ++i) pack_panel(b, n, k0, rows, first + i, to + i * kPanel<T> * rows);
+        } else {
+          pack_pieces(b, n, k0, rows, first, across, 0, rows * across, to);
+        }
+      }
+      for (Index row = 0; row < m; row += row_block) multiply(row, first, last);
+    });
+    return;
+  }
   const Index wanted_groups = std::min(panels, (kTasks + row_blocks - 1) / row_blocks);
   const Index group = (panels + wanted_groups - 1) / wanted_groups;
   const Index groups = (panels + group - 1) / group;
-
-  memory::Buffer<T> packed(PackedB<T>::size(k, n));
   pack_b(b, k, n, packed.data());
   parallel_region(threads, [&](const Team& team) {
     team.for_each(row_blocks * groups, [&](Index task) {
-      const Index row = task / groups * row_block;
-      const Index m_task = std::min(row_block, m - row);
-      if (m_task <= 0) return;
-      const Index first = task % groups * group, last = std::min(first + group, panels);
-      multiply_packed(m_task, at(a, row, 0), a.ld, order_of(a), {packed.data(), k, n}, first, last, c + row * ldc, ldc,
-                      bias, false);
-      const Index j = first * kPanel<T>;
-      activate_rows(activation, m_task, std::min(last * kPanel<T>, n) - j, c + row * ldc + j, ldc);
+      const Index first = task % groups * group;
+      multiply(task / groups * row_block, first, std::min(first + group, panels));
     });
   });
 }
