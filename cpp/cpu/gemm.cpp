@@ -27,7 +27,7 @@ constexpr Index kFewRows = 255;
 constexpr Index kOneStripRows = 95;        // where all columns are one strip, which one thread takes
 constexpr Index kStripBlock = 160;         // rows of a block of B there
 constexpr Index kPackRows = 16;            // rows of B that a task packs
-constexpr Index kRowBlock = 120;           // rows of A a task: 120 x 384 numbers (180 KiB) stay in L2
+constexpr Index kRowBlock = 120;           // rows of A a task: 120 x 512 numbers (240 KiB) stay in L2
 constexpr Index kOwnPanelRows = 8;         // rows of A for each column of C, up to which threads divide the columns
 constexpr Index kTasks = 24;               // tasks that a large product is cut into at least, where its sizes allow
 constexpr Index kGradientTasks = 4;        // tasks of a weight gradient at least
@@ -153,7 +153,7 @@ void gemm_dot(Index m, Index n, Index k, Operand<T> a, Operand<T> b, T* c, Index
 }
 
 // Pieces of a matrix that are wanted soon: piece u is the panel's width of row u / across, at column u % across panels.
-// One prefetch each where they follow each other: the hardware brings the lines after it to L2 by itself, and software
+// One prefetch each where they are dense: the hardware brings the lines after it to L2 by itself, and software
 // prefetches of all of them would fill the line buffers that the tile's own loads need (a block of Winograd's products
 // with filters from L3: 72 % of peak, 70 % with a prefetch of every line, 86 % with every fourth).
 template <class T>
@@ -161,8 +161,7 @@ struct Upcoming {
   const T* data = nullptr;
   Index ld = 0, across = 1;
   Index first = 0, last = 0;
-
-  bool dense = false;
+  bool dense = false;  // pieces follow each other
 
   LEC7_INLINE void prefetch(Index piece) const {
     const T* const p = data + piece / across * ld + piece % across * kPanel<T>;

@@ -406,8 +406,9 @@ void convolve_many_tiles(const Group<P, K>& g) {
   using F = Filtering<P, K>;
   const Index k = g.c.in(), panels = PackedB<T>::panels(g.c.out()), tiles = g.tiling.count();
   const Index most = std::clamp<Index>(kBlockNumbers / (F::points * (k + kPanel<T>)), kLeastTiles, kBlockTiles);
-  // As many for each thread. (No sum depends on the blocks.)
-  const Index blocks = ceil_div(ceil_div(tiles, most), num_threads()) * num_threads();
+  // As many for each thread, of a register tile's rows at least. (No sum depends on the blocks.)
+  const Index wanted = ceil_div(ceil_div(tiles, most), num_threads()) * num_threads();
+  const Index blocks = std::min(wanted, ceil_div(tiles, kTileRows));
   const Index block = ceil_div(tiles, blocks);
   // Slices of points are not a multiple of 4 KiB apart: they would share the sets of the cache.
   const Index filter_stride = k * kPanel<T> + W<T>, x_stride = block * k + W<T>,
